@@ -1,0 +1,172 @@
+"""What every registered part promises, checked for each of them without naming one: a new notebook is covered by being there."""
+import copy
+import json
+import math
+import pytest
+import torch
+from torch import nn
+from ecgnb import encoder, objective, representation, source
+from ecgnb.batch import sample_seeds
+from ecgnb.ecg import ECG
+from ecgnb.hub import load, save
+from ecgnb.leads import guard
+from ecgnb.registry import PartError, fields_of, from_config, registries, to_config
+
+LEADS, LENGTH = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6', 500
+SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0.)
+PARTS = [(kind, name) for kind, r in registries.items() for name in r]
+
+
+def small(cls, **more):
+    "An instance of a size for tests: every field that has a name known here is set."
+    return cls(**{k: v for k, v in {**SMALL, **more}.items() if k in cls.__dataclass_fields__})
+
+
+def batch_for(leads=LEADS, length=LENGTH, n=4):
+    names = leads.split(',')
+    x = torch.randn(n, len(names), length, generator=torch.Generator().manual_seed(1))
+    return {'signal': x, 'seed': sample_seeds(0, 0, range(n)), 'record': [str(i) for i in range(n)]}
+
+
+def objectives():
+    "Every objective with every encoder that has what it needs."
+    return [(o, e) for o in objective for e in encoder if all(hasattr(small(encoder[e]), n) for n in getattr(objective[o], 'needs', ()))]
+
+
+def make(o, e):
+    torch.manual_seed(0)
+    return small(objective[o], representation=small(representation['signal']), encoder=small(encoder[e]))
+
+
+@pytest.mark.parametrize('kind,name', PARTS)
+def test_every_field_has_a_type_a_default_and_a_comment(kind, name):
+    for field, want, default, comment in fields_of(registries[kind][name]):
+        assert comment, f'{name}.{field} has no comment'
+        if want in (bool, int, float, str): assert type(default) is want, f'{name}.{field}: default {default!r} is no {want.__name__}'
+
+
+@pytest.mark.parametrize('kind,name', PARTS)
+def test_every_part_has_a_one_line_docstring(kind, name): assert registries[kind][name].__doc__.strip()
+
+
+@pytest.mark.parametrize('kind,name', [p for p in PARTS if p[0] in ('encoder', 'representation')])
+def test_config_round_trip(kind, name):
+    part = small(registries[kind][name])
+    config = json.loads(json.dumps(to_config(part)))
+    again = from_config(config)
+    assert to_config(again) == config and type(again) is type(part)
+    with pytest.raises(PartError, match='has no field'): from_config(config | {'dpeth': 1})
+
+
+@pytest.mark.parametrize('name', list(encoder))
+def test_encoder_shapes(name):
+    e, b = small(encoder[name]).eval(), batch_for()
+    z, f = e(b['signal']), e.features(b['signal'])
+    assert z.shape == (4, e.n_tokens, e.dim) and f.shape == (4, e.dim) and z.isfinite().all() and f.isfinite().all()
+    assert e.takes['signal'] == (12, LENGTH)
+
+
+@pytest.mark.parametrize('name', list(encoder))
+def test_encoder_reads_each_sample_alone(name):
+    e, x = small(encoder[name]).eval(), batch_for()['signal']
+    torch.testing.assert_close(e.features(x)[1:2], e.features(x[1:2]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', list(encoder))
+def test_encoder_ignores_what_was_not_recorded(name):
+    e, x = small(encoder[name]).eval(), batch_for()['signal']
+    valid = torch.ones_like(x, dtype=torch.bool); valid[:, 4] = False; valid[1, :, 300:] = False
+    other = torch.where(valid, x, torch.full_like(x, 3.))
+    same = torch.where(valid, x, torch.zeros_like(x))
+    assert not torch.allclose(e.features(x, valid), e.features(x), atol=1e-4), f'{name} does not look at `valid`'
+    if hasattr(e, 'recorded'): torch.testing.assert_close(e.features(same, valid), e.features(other, valid), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', list(encoder))
+def test_encoder_works_on_two_leads(name):
+    e = small(encoder[name], leads='II,V5').eval()
+    assert e.features(torch.randn(2, 2, LENGTH)).shape == (2, e.dim)
+
+
+@pytest.mark.parametrize('o,e', objectives())
+def test_objective_gives_every_parameter_a_gradient(o, e):
+    m = make(o, e)
+    out = m(batch_for()); out.loss.backward()
+    assert out.loss.ndim == 0 and math.isfinite(float(out.loss)) and float(out.loss) > 0
+    none = [n for n, p in m.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    assert not none, f'no finite gradient for {none}'
+
+
+@pytest.mark.parametrize('o,e', objectives())
+def test_objective_draws_from_the_samples_seeds(o, e):
+    m, b = make(o, e).eval(), batch_for()
+    a, c = m(b), m(b)
+    assert torch.equal(a.loss, c.loss)
+    assert not torch.equal(a.loss, m(b | {'seed': sample_seeds(1, 0, range(4))}).loss)
+
+
+@pytest.mark.parametrize('o,e', objectives())
+def test_save_and_load_are_bit_equal(o, e, tmp_path):
+    m, b = make(o, e).eval(), batch_for()
+    again = load(save(m, tmp_path/'m'), verbose=False)
+    assert torch.equal(m(b).loss, again(b).loss)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in m.state_dict().items())
+
+
+@pytest.mark.parametrize('o,e', objectives())
+def test_bf16_autocast_stays_near_float32(o, e):
+    m, b = make(o, e).eval(), batch_for()
+    with torch.autocast('cpu', torch.bfloat16): low = m(b).loss
+    assert low.dtype == torch.float32 and abs(float(low) - float(m(b).loss)) < .05*float(m(b).loss)
+
+
+@pytest.mark.parametrize('o,e', objectives())
+def test_training_lowers_the_loss(o, e):
+    m, b = make(o, e), batch_for()
+    opt, losses = torch.optim.AdamW(m.parameters(), 3e-3), []
+    b['signal'] = torch.sin(torch.arange(LENGTH)/20)[None, None]*torch.randn(4, 12, 1)
+    for _ in range(25):
+        loss = m(b).loss; losses.append(float(loss)); loss.backward(); opt.step(); opt.zero_grad()
+    assert losses[-1] < .8*losses[0], losses
+
+
+@pytest.mark.parametrize('name', list(objective))
+def test_objective_refuses_an_encoder_that_lacks_what_it_needs(name):
+    class Bare(nn.Module): dim = 8
+    if not getattr(objective[name], 'needs', ()): pytest.skip(f'{name} states no needs: it takes any encoder')
+    with pytest.raises(ValueError, match='Bare'): objective[name](representation=small(representation['signal']), encoder=Bare())
+
+
+@pytest.mark.parametrize('name', [n for n in representation])
+def test_representation_can_be_undone(name):
+    r, b = small(representation[name]).eval(), batch_for()
+    if not hasattr(r, 'decode'): pytest.skip(f'{name} cannot be inverted and offers no decode')
+    out = r(b)
+    torch.testing.assert_close(r.decode(out['signal'], out), b['signal'], atol=1e-4, rtol=1e-4)
+    assert 'shift' not in b, 'the batch was changed in place'
+
+
+def test_registry_errors_say_what_there_is():
+    with pytest.raises(PartError, match="no encoder 'vit_1d'; did you mean 'vit1d'"): encoder['vit_1d']
+    with pytest.raises(PartError, match="StVit has no field 'dpeth'; it has leads, length"): encoder['st_vit'](dpeth=3)
+
+
+def test_a_registry_draws_itself_as_a_table():
+    rows = encoder._repr_markdown_().splitlines()
+    assert len(rows) == 2 + len(encoder) and '`st_vit`' in encoder._repr_markdown_()
+
+
+def test_a_class_defined_again_replaces_the_packaged_one():
+    before = dict(encoder.parts)
+    try:
+        old = encoder['vit1d']
+        new = encoder(type('Vit1d', (nn.Module,), {'__annotations__': {'dim': int}, 'dim': 8, '__doc__': 'Another.'}))
+        assert encoder['vit1d'] is new is not old
+    finally: encoder.parts.clear(); encoder.parts.update(before)
+
+
+def test_sample_source_gives_guarded_ecgs():
+    s = source['sample'](n=12)
+    for i in range(len(s)):
+        e = guard(s[i])
+        assert isinstance(e, ECG) and e.meta['record'] == s.frame.record[i]
