@@ -5,7 +5,7 @@ PYTHON ?= python3
 RUN := .venv/bin
 DONE := .venv/.setup
 CRATE := $(wildcard rust_bpe/Cargo.* rust_bpe/src/*.rs)
-export OMP_NUM_THREADS ?= 1
+test check: export OMP_NUM_THREADS = 1
 
 .PHONY: help setup demo test lab docs bench export readme check clean
 .DEFAULT_GOAL := help
@@ -18,13 +18,13 @@ $(DONE): pyproject.toml constraints.txt tools/setup $(CRATE)
 	@PYTHON=$(PYTHON) bash tools/setup && touch $@
 
 demo: $(DONE)           ## read, check, prepare, pretrain, probe and draw, in minutes
-	@OMP_NUM_THREADS= $(RUN)/ecgnb demo
+	@$(RUN)/ecgnb demo
 
 test: $(DONE)           ## all tests, two at a time; ends with pytest's closing line (T="-k leads" narrows them)
 	@$(RUN)/python -m pytest -q -n 2 $(T)
 
 lab: $(DONE)            ## the notebooks in JupyterLab
-	@OMP_NUM_THREADS= $(RUN)/jupyter lab --notebook-dir=nbs $(LAB)
+	@$(RUN)/jupyter lab --notebook-dir=nbs $(LAB)
 
 docs: $(DONE)           ## the site in _docs/ (Quarto where it is installed, pandoc else)
 	@$(RUN)/python tools/docs.py

@@ -1,9 +1,11 @@
 """The store's loader against one pickled float64 .npy a sample read by a plain PyTorch Dataset.
 
 Same machine, same run, one process, shuffled, 12 x 2500, both with a warm page cache. The pickled side does what ecg_encoder does: `np.load(allow_pickle=True).item()`,
-instance min-max over the sample, zero-padded float32, default_collate. The store's side: `ratio` for int16 + scale as it leaves for the device, `ratio_cpu_mv` for float32 mV finished here.
+instance min-max over the sample, zero-padded float32, default_collate. The store's side: `ratio` for int16 + scale as it leaves for the device, `ratio_cpu_mv` for float32 mV finished here,
+`ratio_cpu_time` as `ratio` in CPU seconds, which other work on the machine does not change.
 """
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -103,21 +105,24 @@ def main():
         store.verify(); [f.read_bytes() for f in (tmp / 'npy').iterdir()]    # warm page cache for both
         pickled = DataLoader(Pickled(tmp / 'npy'), a.batch, shuffle=True, num_workers=0)
         int16, mv = (loader(store, a.batch, unit=u) for u in ('int16', 'mV'))
-        speeds = {'pickled': [], 'int16': [], 'mV': [], 'copy': []}
+        ways = {'pickled': lambda k: rate(itertools.chain.from_iterable(itertools.repeat(pickled)), 1024), 'int16': lambda k: rate(int16.stream(k * len(int16)), 24_000),
+                'mV': lambda k: rate(mv.stream(k * len(mv)), 8_000), 'copy': lambda k: copy_rate(n) / (C * T * 2)}
+        speeds, cpu = {k: [] for k in ways}, {k: [] for k in ways}
+        for b in itertools.chain(int16, pickled): pass    # each once, unmeasured
         for k in range(repeats):
-            speeds['pickled'].append(rate(pickled, min(n, 512)))
-            speeds['int16'].append(rate(int16.stream(start=k * len(int16)), 2 * n))
-            speeds['mV'].append(rate(mv.stream(start=k * len(mv)), n))
-            speeds['copy'].append(copy_rate(n) / (C * T * 2))
+            for name, way in ways.items():
+                t, c = time.perf_counter(), time.process_time()
+                speeds[name].append(way(k))
+                cpu[name].append(speeds[name][-1] * (time.perf_counter() - t) / (time.process_time() - c))
     finally: shutil.rmtree(tmp)
-    s = {k: float(np.median(v)) for k, v in speeds.items()}
+    s, c = ({k: float(np.median(v)) for k, v in r.items()} for r in (speeds, cpu))
     spread = {k: f'{min(v):,.0f} to {max(v):,.0f}' for k, v in speeds.items()}
     print(f'{n} windows of {C} x {T}, batch {a.batch}, shuffled, one process, one thread, median of {repeats}\n')
-    print(f"{'':44}{'ECG/s':>10}  {'range':24}{'x pickled':>10}{'kB/ECG':>9}")
+    print(f"{'':44}{'ECG/s':>10}  {'range':24}{'x pickled':>10}{'kB/ECG':>9}{'per CPU second':>16}")
     for k, name, kb in (('pickled', 'pickled float64 .npy, Dataset, default_collate', size['npy']), ('int16', 'store: int16 + scale', size['store']), ('mV', 'store: float32 mV', size['store']),
                         ('copy', 'plain copy of the same int16', C * T * 2)):
-        print(f"{name:44}{s[k]:10,.0f}  {spread[k]:24}{s[k] / s['pickled']:10.1f}{kb / 1000:9.1f}")
-    print(json.dumps(dict(name='loader', ratio=round(s['int16'] / s['pickled'], 2), ratio_cpu_mv=round(s['mV'] / s['pickled'], 2), bytes_ratio=round(size['store'] / size['npy'], 4),
+        print(f"{name:44}{s[k]:10,.0f}  {spread[k]:24}{s[k] / s['pickled']:10.1f}{kb / 1000:9.1f}{c[k]:16,.0f}")
+    print(json.dumps(dict(name='loader', ratio=round(s['int16'] / s['pickled'], 2), ratio_cpu_mv=round(s['mV'] / s['pickled'], 2), ratio_cpu_time=round(c['int16'] / c['pickled'], 2), bytes_ratio=round(size['store'] / size['npy'], 4),
                           bandwidth_share=round(s['int16'] / s['copy'], 3), ecg_per_s={k: round(v) for k, v in s.items()}, windows=n, batch=a.batch, repeats=repeats)))
 
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from .registry import did_you_mean
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')    # before torch: threads that wait busily cost ten times on a shared machine
+
 # %% ../nbs/7_training/command.ipynb #f46d3b2a
 def commands():
     "dict command -> what it does, for every module of the package that defines `main`."

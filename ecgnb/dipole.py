@@ -13,8 +13,9 @@ from .leads import INDEPENDENT, STANDARD, derive
 
 # %% ../nbs/0_base/dipole.ipynb #ff942de1
 ELECTRODES = 'RA', 'LA', 'LL', 'V1', 'V2', 'V3', 'V4', 'V5', 'V6'
-DOWER = np.array([[.632, -.235, .059], [.235, 1.066, -.132],                                          # I, II: mV per mV of dipole to the left, foot, back
-                  [-.515, .157, -.917], [.044, .164, -1.387], [.882, .098, -1.277], [1.213, .127, -.601], [1.125, .127, -.086], [.831, .076, .230]])  # V1..V6
+DOWER = np.array([[.632, -.235, .059], [.235, 1.066, -.132],  # I, II: mV per mV of dipole to the left, foot, back
+                  [-.515, .157, -.917], [.044, .164, -1.387], [.882, .098, -1.277],  # V1, V2, V3
+                  [1.213, .127, -.601], [1.125, .127, -.086], [.831, .076, .230]])  # V4, V5, V6
 
 def electrodes(vectors):
     "(8,3) vectors of I, II, V1..V6 -> (9,3) vectors of the potentials at RA, LA, LL, V1..V6 against Wilson's terminal"
@@ -22,17 +23,17 @@ def electrodes(vectors):
     return np.vstack([-(one + two) / 3, (2 * one - two) / 3, (2 * two - one) / 3, vectors[2:]])
 
 def leads12(v):
-    "Potentials (9,...) of the electrodes in mV, any common offset -> the standard 12 leads (12,...) float32 mV; the lead algebra holds to float32 rounding"
+    "Potentials (9,...) of the electrodes, mV -> 12 leads (12,...) float32 mV, algebra exact to float32 rounding"
     v = np.asarray(v, float)
     eight = np.concatenate([v[1:3] - v[0], v[3:] - v[:3].mean(0)]).astype(np.float32)
-    return derive(eight, INDEPENDENT)                                                                 # out of the rounded I and II: rounding, too, keeps the algebra
+    return derive(eight, INDEPENDENT)  # out of the rounded I and II: rounding, too, keeps the algebra
 
 # %% ../nbs/0_base/dipole.ipynb #9175e5c5
 @dataclass
 class Heart:
-    p: np.ndarray        # (K,5) P waves: centre from the onset of P s, width s, then the arrow mV (x left, y foot, z back); K = 0: no atrial wave
+    p: np.ndarray        # (K,5) P waves: centre from the onset of P s, width s, arrow mV (left, foot, back); or none
     qrs: np.ndarray      # (K,5) QRS waves: centre from the onset of QRS s, width s, arrow mV
-    t: np.ndarray        # (K,6) T waves: centre before the last one's s, width before s, width after s (all at QT = 0.4 s), arrow mV
+    t: np.ndarray        # (K,6) T waves: s before the last one, width before, width after (at QT = 0.4 s), arrow mV
     st: np.ndarray       # (3,) ST segment, mV
     vectors: np.ndarray  # (8,3) lead vectors of this body: I, II, V1..V6
     pr: float            # onset of P to onset of QRS, s
@@ -41,32 +42,41 @@ class Heart:
     axis: float          # electrical axis of the QRS complex, degrees
 
 def dipole(h, t, qt):
-    "The arrow of heart `h`, mV (B,W,3), at seconds `t` (B,W) from each beat's QRS onset, with the QT interval `qt` (B,) s of each beat"
+    "The arrow of heart `h`, mV (B,W,3), at seconds `t` (B,W) from each beat's QRS onset, with QT intervals `qt` (B,) s"
     s = (qt / .4)[:, None]
     after = h.t[:, 2] * s
-    centre = np.concatenate([np.broadcast_to(np.r_[h.p[:, 0] - h.pr, h.qrs[:, 0]], (len(t), len(h.p) + len(h.qrs))), qt[:, None] - 2 * after[:, -1:] - h.t[:, 0] * s], 1)
+    early = np.r_[h.p[:, 0] - h.pr, h.qrs[:, 0]]
+    late = qt[:, None] - 2 * after[:, -1:] - h.t[:, 0] * s
+    centre = np.concatenate([np.broadcast_to(early, (len(t), len(early))), late], 1)
     w = np.r_[h.p[:, 1], h.qrs[:, 1]]
     fixed = np.broadcast_to(w, (len(t), len(w)))
     left, right = np.concatenate([fixed, h.t[:, 1] * s], 1), np.concatenate([fixed, after], 1)
     u = t[:, :, None] - centre[:, None]
     g = np.exp(-.5 * (u / np.where(u < 0, left[:, None], right[:, None]))**2)
     d = g @ np.concatenate([h.p[:, 2:], h.qrs[:, 2:], h.t[:, 3:]])
-    if np.any(h.st): d += (1 / ((1 + np.exp((h.width - t) / .006)) * (1 + np.exp((t - centre[:, -1:]) / .03))))[..., None] * h.st
-    return d
+    if not np.any(h.st): return d
+    plateau = 1 / ((1 + np.exp((h.width - t) / .006)) * (1 + np.exp((t - centre[:, -1:]) / .03)))
+    return d + plateau[..., None] * h.st
 
 # %% ../nbs/0_base/dipole.ipynb #ab964953
 SHAPES = dict(
-    normal=[(.22, .075, -.16, .03, -.24), (.44, .105, 1.05, .85, .10), (.61, .09, .12, -.05, .72), (.80, .07, -.16, -.14, .24)],
-    CLBBB=[(.16, .06, .15, .05, .05), (.35, .11, .66, .22, 1.10), (.56, .13, .34, .06, 1.15), (.74, .09, .60, -.12, .60)],
-    CRBBB=[(.12, .045, -.16, .03, -.28), (.28, .06, .95, .75, .10), (.38, .055, .12, 0, .55), (.68, .11, -.52, -.04, -.58)],
-    IRBBB=[(.12, .045, -.16, .03, -.28), (.28, .06, .95, .75, .10), (.38, .055, .12, 0, .55), (.62, .09, -.38, -.04, -.42)],
-    LAFB=[(.16, .06, -.12, .28, -.18), (.40, .10, .95, -.10, .10), (.58, .10, .45, -.75, .55), (.78, .08, -.05, -.45, .24)],
-    LPFB=[(.16, .06, .20, -.25, -.20), (.42, .10, .70, .85, .10), (.60, .10, -.28, .85, .70), (.80, .07, -.20, .30, .24)],
+    normal=[(.22, .075, -.16, .03, -.24), (.44, .105, 1.05, .85, .10), (.61, .09, .12, -.05, .72),
+            (.80, .07, -.16, -.14, .24)],
+    CLBBB=[(.16, .06, .15, .05, .05), (.35, .11, .66, .22, 1.10), (.56, .13, .34, .06, 1.15),
+           (.74, .09, .60, -.12, .60)],
+    CRBBB=[(.12, .045, -.16, .03, -.28), (.28, .06, .95, .75, .10), (.38, .055, .12, 0, .55),
+           (.68, .11, -.52, -.04, -.58)],
+    IRBBB=[(.12, .045, -.16, .03, -.28), (.28, .06, .95, .75, .10), (.38, .055, .12, 0, .55),
+           (.62, .09, -.38, -.04, -.42)],
+    LAFB=[(.16, .06, -.12, .28, -.18), (.40, .10, .95, -.10, .10), (.58, .10, .45, -.75, .55),
+          (.78, .08, -.05, -.45, .24)],
+    LPFB=[(.16, .06, .08, -.25, -.20), (.42, .10, .88, .80, .25), (.60, .10, -.42, .85, .75),
+          (.80, .07, -.20, .25, .24)],
     right_pvc=[(.20, .09, .20, .20, .10), (.42, .13, .95, .85, 1.05), (.66, .13, .70, .55, .95)],
     left_pvc=[(.20, .09, -.20, -.20, -.25), (.42, .14, -.60, -.95, -.85), (.68, .13, -.65, -.50, -.55)])
 
 def stretch(rows, seconds):
-    "QRS rows (K,5) -> the same with their time axis moved and scaled so that the arrow is longer than 0.04 mV from 0 to `seconds`"
+    "QRS rows (K,5), their time axis moved and scaled so that the arrow is longer than 0.04 mV from 0 to `seconds`"
     u = np.linspace(-.5, 1.5, 2001)
     on = u[np.linalg.norm(np.exp(-.5 * ((u[:, None] - rows[:, 0]) / rows[:, 1])**2) @ rows[:, 2:], axis=1) > .04]
     k = seconds / (on[-1] - on[0])
@@ -83,60 +93,72 @@ def axis(rows, vectors=DOWER):
     return float(np.degrees(np.arctan2((two - one / 2) * 2 / 3**.5, one)))
 
 def sokolow(rows, vectors=DOWER):
-    "The Sokolow-Lyon voltage of QRS rows, S(V1) + max(R(V5), R(V6)) mV; above 3.5 is a criterion of left ventricular hypertrophy"
+    "The Sokolow-Lyon voltage of QRS rows, S(V1) + max(R(V5), R(V6)) mV; above 3.5: left ventricular hypertrophy"
     v = path(rows) @ vectors[[2, 6, 7]].T
     return float(max(0, -v[:, 0].min()) + v[:, 1:].max())
 
 def turn(rows, degrees, plane=(0, 1)):
-    "Rotate the arrows, the last three columns of (K,M): from x to y (the frontal plane), or from x to z with plane=(0, 2)"
-    c, s, rows, (i, j) = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), np.array(rows, float), (k - 3 for k in plane)
+    "Rows (K,M) with their arrows (the last three columns) rotated from x to y, or from x to z with plane=(0, 2)"
+    a, rows, (i, j) = np.radians(degrees), np.array(rows, float), (k - 3 for k in plane)
+    c, s = np.cos(a), np.sin(a)
     rows[:, i], rows[:, j] = c * rows[:, i] - s * rows[:, j], s * rows[:, i] + c * rows[:, j]
     return rows
 
 def towards(rows, degrees, vectors=DOWER):
-    "QRS rows rotated in the frontal plane until their axis is `degrees`: of 1440 angles the best (the axis does not turn evenly with the loop: the body is no circle)"
+    "QRS rows rotated in the frontal plane, by the best of 1440 angles, until their axis is `degrees`"
     x, y, z = path(rows).sum(0)
     turns = np.radians(np.arange(0, 360, .25))
-    one, two = vectors[:2] @ [np.cos(turns) * x - np.sin(turns) * y, np.sin(turns) * x + np.cos(turns) * y, z + 0 * turns]
+    one, two = vectors[:2] @ [np.cos(turns) * x - np.sin(turns) * y, np.sin(turns) * x + np.cos(turns) * y,
+                              z + 0 * turns]
     off = np.degrees(np.arctan2((two - one / 2) * 2 / 3**.5, one)) - degrees
     return turn(rows, np.degrees(turns[np.abs((off + 180) % 360 - 180).argmin()]))
 
 # %% ../nbs/0_base/dipole.ipynb #588a9da7
-CODES = dict([  # code: (superclass, code it brings along, words)
-    ('NORM', ('NORM', '', 'normal ECG')),
-    ('SR', ('', '', 'sinus rhythm')), ('STACH', ('', '', 'sinus tachycardia')), ('SBRAD', ('', '', 'sinus bradycardia')), ('SARRH', ('', '', 'sinus arrhythmia')),
-    ('AFIB', ('', '', 'atrial fibrillation')), ('AFLT', ('', '', 'atrial flutter')),
-    ('PVC', ('', '', 'ventricular premature complexes')), ('BIGU', ('', 'PVC', 'bigeminal pattern')),
-    ('1AVB', ('CD', '', 'first degree AV block')), ('CLBBB', ('CD', '', 'complete left bundle branch block')), ('CRBBB', ('CD', '', 'complete right bundle branch block')),
-    ('IRBBB', ('CD', '', 'incomplete right bundle branch block')), ('LAFB', ('CD', '', 'left anterior fascicular block')), ('LPFB', ('CD', '', 'left posterior fascicular block')),
-    ('LVH', ('HYP', 'VCLVH', 'left ventricular hypertrophy')), ('VCLVH', ('', '', 'voltage criteria for left ventricular hypertrophy')), ('LVOLT', ('', '', 'low QRS voltage')),
-    ('AMI', ('MI', '', 'anterior myocardial infarction')), ('ASMI', ('MI', '', 'anteroseptal myocardial infarction')), ('IMI', ('MI', '', 'inferior myocardial infarction')),
-    ('LMI', ('MI', '', 'lateral myocardial infarction')),
-    ('ISC_', ('STTC', 'STD_', 'ischemic ST-T changes')), ('ISCAL', ('STTC', 'INVT', 'ischemic T waves in anterolateral leads')), ('ISCIN', ('STTC', 'INVT', 'ischemic T waves in inferior leads')),
-    ('NDT', ('STTC', '', 'non-diagnostic T abnormalities')), ('LNGQT', ('STTC', '', 'long QT interval')),
-    ('STD_', ('', '', 'ST depression')), ('INVT', ('', '', 'inverted T waves'))])
+CODES = {code: (superclass, brings, words) for code, superclass, brings, words in (
+    ('NORM', 'NORM', '', 'normal ECG'),
+    ('SR', '', '', 'sinus rhythm'), ('STACH', '', '', 'sinus tachycardia'), ('SBRAD', '', '', 'sinus bradycardia'),
+    ('SARRH', '', '', 'sinus arrhythmia'), ('AFIB', '', '', 'atrial fibrillation'), ('AFLT', '', '', 'atrial flutter'),
+    ('PVC', '', '', 'ventricular premature complexes'), ('BIGU', '', 'PVC', 'bigeminal pattern'),
+    ('1AVB', 'CD', '', 'first degree AV block'), ('CLBBB', 'CD', '', 'complete left bundle branch block'),
+    ('CRBBB', 'CD', '', 'complete right bundle branch block'), ('IRBBB', 'CD', '',
+                                                                'incomplete right bundle branch block'),
+    ('LAFB', 'CD', '', 'left anterior fascicular block'), ('LPFB', 'CD', '', 'left posterior fascicular block'),
+    ('LVH', 'HYP', 'VCLVH', 'left ventricular hypertrophy'),
+    ('VCLVH', '', '', 'voltage criteria for left ventricular hypertrophy'), ('LVOLT', '', '', 'low QRS voltage'),
+    ('AMI', 'MI', '', 'anterior myocardial infarction'), ('ASMI', 'MI', '', 'anteroseptal myocardial infarction'),
+    ('IMI', 'MI', '', 'inferior myocardial infarction'), ('LMI', 'MI', '', 'lateral myocardial infarction'),
+    ('ISC_', 'STTC', 'STD_', 'ischemic ST-T changes'), ('ISCAL', 'STTC', 'INVT',
+                                                        'ischemic T waves in anterolateral leads'),
+    ('ISCIN', 'STTC', 'INVT', 'ischemic T waves in inferior leads'), ('NDT', 'STTC', '',
+                                                                      'non-diagnostic T abnormalities'),
+    ('LNGQT', 'STTC', '', 'long QT interval'), ('STD_', '', '', 'ST depression'), ('INVT', '', '', 'inverted T waves'))}
 
 SUPER = 'NORM', 'MI', 'STTC', 'CD', 'HYP'         # PTB-XL's diagnostic superclasses
 RHYTHMS = 'SR', 'STACH', 'SBRAD', 'SARRH', 'AFIB', 'AFLT'
 
-BLOCKS = {'CLBBB': ((.128, .160), (-25, 50)), 'CRBBB': ((.126, .152), None), 'IRBBB': ((.102, .116), None),     # QRS duration s and axis degrees, None = the patient's own
-          'LAFB': ((.090, .112), (-70, -48)), 'LPFB': ((.090, .112), (98, 115))}
+# code: QRS duration s, axis in degrees (None = the patient's own)
+BLOCKS = dict(CLBBB=((.128, .160), (-25, 50)), CRBBB=((.126, .152), None), IRBBB=((.102, .116), None),
+              LAFB=((.090, .112), (-70, -48)), LPFB=((.090, .112), (95, 110)))
 
-# code: Q waves added to the QRS complex (centre, width, arrow), ST vector per mV, T vector added per mV of T
-INJURY = dict(AMI=((.34, .15, .05, .05, .9), (.45, -.45, -.95), (-.6, .1, .5)), ASMI=((.32, .14, .08, 0, .75), (.10, -.25, -.95), (-.3, 0, .7)),
-              IMI=((.24, .10, .10, -.85, 0), (-.45, 1.0, .12), (.1, -.9, 0)), LMI=((.24, .10, -.75, 0, -.05), (1.0, -.45, .25), (-.9, .1, 0)))
+# code: Q wave added to the QRS complex (centre, width, arrow), ST arrow per mV, T arrow added per mV
+INJURY = dict(AMI=((.34, .15, .05, .05, .9), (.45, -.45, -.95), (-.6, .1, .5)),
+              ASMI=((.32, .14, .08, 0, .75), (.10, -.25, -.95), (-.3, 0, .7)),
+              IMI=((.24, .10, .10, -.85, 0), (-.45, 1.0, .12), (.1, -.9, 0)),
+              LMI=((.24, .10, -.75, 0, -.05), (1.0, -.45, .25), (-.9, .1, 0)))
 
 # %% ../nbs/0_base/dipole.ipynb #4ba202a7
 def activate(rng, codes, rows, body, width, degrees, exact=False):
-    "Normal QRS `rows` (K,5) -> rows with the block, scar and voltage of `codes`; the QRS duration s; the axis in degrees (of the left ventricle: a late right one is left out)"
+    "QRS `rows` (K,5) with the axis, scar and voltage of `codes`; QRS duration s; axis of the left ventricle, degrees"
     block = next((k for k in BLOCKS if k in codes), '')
     if block: width = rng.uniform(*BLOCKS[block][0])
     if block and BLOCKS[block][1] and not exact: degrees = rng.uniform(*BLOCKS[block][1])
     if 'LVH' in codes and not exact: degrees = max(-25, degrees - 20)
     left = np.arange(len(rows) + len(INJURY)) != (3 if 'RBBB' in block else -1)
-    def face(rows): rows[left[:len(rows)]] = towards(rows[left[:len(rows)]], degrees, body); return rows
+    def face(rows):
+        rows[left[:len(rows)]] = towards(rows[left[:len(rows)]], degrees, body)
+        return rows
     rows = face(rows)
-    if codes & {'AMI', 'ASMI'}: rows[0, 2:] *= .2                                                       # a dead septum: no r in V1
+    if codes & {'AMI', 'ASMI'}: rows[0, 2:] *= .2  # a dead septum: no r in V1
     for k in sorted(INJURY.keys() & codes):
         q, s, *v = INJURY[k][0]
         if block != 'CLBBB': rows = np.vstack([rows, [q, s, *(np.array(v) * rng.uniform(.8, 1.1))]])
@@ -144,17 +166,17 @@ def activate(rng, codes, rows, body, width, degrees, exact=False):
     volt = sokolow(rows, body)
     if codes & {'LVH', 'VCLVH'}: rows[1:, 2:] *= max(rng.uniform(3.8, 5.2), volt) / volt
     else: rows[:, 2:] *= min(1, (4.2 if block == 'CLBBB' else 3.2) / volt)
-    limb = np.ptp(path(rows) @ body[:2].T @ [[1, 0, -1, .5], [0, 1, 1, .5]], axis=0).max()                # I, II, III, aVR
+    limb = np.ptp(path(rows) @ body[:2].T @ [[1, 0, -1, .5], [0, 1, 1, .5]], axis=0).max()  # I, II, III, aVR
     if 'LVOLT' in codes: rows[:, 2:] *= min(1, .42 / limb)
     return stretch(rows, width), width, axis(rows[left[:len(rows)]], body)
 
 def recover(rng, codes, rows, t):
-    "The T arrow `t` (3,) mV of a healthy heart -> the ST arrow and the T arrow, mV, of a heart with `codes` and QRS rows `rows`"
+    "The healthy T arrow `t` (3,) mV -> the ST arrow and the T arrow, mV, of a heart with `codes` and QRS `rows`"
     st, mean = np.zeros(3), path(rows).mean(0) * 3
     if 'CLBBB' in codes: st, t = -.07 * mean, .3 * t - .23 * mean
     if codes & {'CRBBB', 'IRBBB'}: t = t + np.array([.05, 0, .30]) * (1 if 'CRBBB' in codes else .4)
-    if 'LVH' in codes and rng.random() < .65: st, t = st + [-.10, -.03, .09], np.array([-.22, -.05, -.08])       # strain
-    if codes & {'STD_', 'ISC_'}: st, t = st + rng.uniform(1., 1.8) * np.array([-.13, -.08, .05]), t * rng.uniform(.2, .6)
+    if 'LVH' in codes and rng.random() < .65: st, t = st + [-.10, -.03, .09], np.array([-.22, -.05, -.08])  # strain
+    if 'STD_' in codes: st, t = st + rng.uniform(1., 1.8) * np.array([-.13, -.08, .05]), t * rng.uniform(.2, .6)
     if 'ISCAL' in codes or codes & {'INVT', 'ISCIN'} == {'INVT'}: t = rng.uniform(.7, 1.3) * np.array([-.30, -.03, .12])
     if 'ISCIN' in codes: t = t * [1, 0, 1] + [0, -rng.uniform(.15, .30), 0]
     if 'LVOLT' in codes: t = .5 * t
@@ -166,30 +188,35 @@ def recover(rng, codes, rows, t):
 
 # %% ../nbs/0_base/dipole.ipynb #7fa4f91d
 def heart(seed=0, codes=('NORM',), degrees=None):
-    "One patient's Heart; `seed` an int, `codes` of CODES (those of rhythm change only the PR interval), `degrees` the QRS axis, None = drawn"
-    codes, (a, c) = set(codes), map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
+    "One patient's Heart; `seed` int 0 or more, `codes` of CODES, `degrees` the QRS axis (None = drawn)"
+    codes = {*codes, *(CODES[k][1] for k in codes)}
+    a, c = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
     body = DOWER * np.exp(a.normal(0, .08, (8, 1))) + a.normal(0, .04, (8, 3))
     body[2:] = turn(body[2:], a.normal(0, 6), (0, 2)) + [0, a.normal(0, .08), 0]
     size, want, spin = np.exp(a.normal(0, .22)), np.clip(a.normal(42, 26), -18, 80), a.normal(0, 8)
-    width, pr, qtc, jitter = a.uniform(.080, .104), a.uniform(.130, .190), np.clip(a.normal(.405, .015), .375, .438), np.exp(a.normal(0, .18, (5, 1)))
+    width, pr, qtc = a.uniform(.080, .104), a.uniform(.130, .190), np.clip(a.normal(.405, .015), .375, .438)
+    jitter = np.exp(a.normal(0, .18, (5, 1)))
     p = np.array([[.030, .015, .030, .050, -.050], [.058, .018, .070, .035, .035]]) * [1, 1, *[a.uniform(.6, 1.5)] * 3]
     p[:, :2] *= a.uniform(.9, 1.15)
     angle, wide, skew = np.radians(np.clip(a.normal(30, 10), 8, 48)), a.uniform(.036, .048), a.uniform(1.3, 1.6)
-    t = np.exp(np.clip(a.normal(0, .22), -.5, .4)) * np.array([.38 * np.cos(angle), .38 * np.sin(angle), a.normal(-.22, .05)])
+    tall = np.exp(np.clip(a.normal(0, .22), -.5, .4))
+    t = tall * np.array([.38 * np.cos(angle), .38 * np.sin(angle), a.normal(-.22, .05)])
     block = next((k for k in BLOCKS if k in codes), 'normal')
     rows = np.array(SHAPES[block])
     rows[:, 2:] *= size * jitter[:len(rows)]
-    rows, width, angle = activate(c, codes, turn(rows, spin, (0, 2)), body, width, want if degrees is None else degrees, degrees is not None)
+    rows, width, angle = activate(c, codes, turn(rows, spin, (0, 2)), body, width,
+                                  want if degrees is None else degrees, degrees is not None)
     st, t = recover(c, codes, rows, t)
     if '1AVB' in codes: pr = c.uniform(.215, .290)
     qtc = c.uniform(.480, .540) if 'LNGQT' in codes else qtc + max(0, width - .11)
     return Heart(p, rows, np.array([[0, wide * skew, wide, *t]]), st, body, pr, width, qtc, angle)
 
 def ectopic(seed, h):
-    "The same body with a ventricular ectopic beat: no P wave, a wide complex out of one ventricle, the T wave against it"
+    "The body of `h` in a ventricular ectopic beat: no P, a wide complex out of one ventricle, the T wave against it"
     rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
     rows, width = np.array(SHAPES[rng.choice(['right_pvc', 'left_pvc'])]), rng.uniform(.135, .170)
     rows[:, 2:] *= rng.uniform(.8, 1.2)
     rows = stretch(turn(turn(rows, rng.normal(0, 25)), rng.normal(0, 15), (0, 2)), width)
     mean = path(rows).mean(0) * 3
-    return replace(h, p=h.p[:0], qrs=rows, width=width, st=-.10 * mean, t=np.array([[0, .085, .05, *(-.55 * mean)]]), qtc=h.qtc + .03)
+    return replace(h, p=h.p[:0], qrs=rows, width=width, st=-.10 * mean, t=np.array([[0, .085, .05, *(-.55 * mean)]]),
+                   qtc=h.qtc + .03)

@@ -126,12 +126,13 @@ def findings(ecg, seconds=0.):
 
 def clipped(row, fs):
     "True where a lead (T,) mV holds its own maximum or minimum for 20 ms or longer, more than 0.1 mV from its median."
-    n = max(3, round(.02*fs))
+    n, middle = max(3, round(.02*fs)), None
     for top in (row.max(), row.min()):
-        if abs(top - np.median(row)) < .1: continue
-        at = np.concatenate([[0], (row == top).astype(np.int8), [0]])
-        edges = np.flatnonzero(np.diff(at))
-        if edges.size and (edges[1::2] - edges[::2]).max() >= n: return True
+        held = row == top
+        if np.count_nonzero(held) < n: continue
+        middle = np.median(row) if middle is None else middle
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], held.view(np.int8), [0]])))
+        if abs(top - middle) >= .1 and (edges[1::2] - edges[::2]).max() >= n: return True
     return False
 
 def guard(ecg):

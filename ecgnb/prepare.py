@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'FAILURES', 'job', 'Refused', 'attempt', 'windows', 'plan', 'one', 'make_part', 'part_qc', 'merge',
-           'start_worker', 'worker', 'made', 'only_one', 'check_same', 'finished', 'prepare', 'build']
+           'start_worker', 'worker', 'made', 'only_one', 'check_same', 'finished', 'prepare', 'build', 'main']
 
 # %% ../nbs/0_base/prepare.ipynb #e055ce44
 import contextlib
@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,13 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 from .leads import STANDARD, ECGError, findings, lead_names
+from .registry import fields_of, no_field, source
+from .settings import setting
 from .store import SHARD, Store, atomic, differing, quantise, read_shard, schema, seal, table, write_arrow, write_json
 
 # %% ../nbs/0_base/prepare.ipynb #5315824b
 POLICIES = dict(nan=('drop', 'keep'), flat=('drop', 'keep'), short=('drop', 'pad'), clipped=('keep', 'drop'))
-FAILURES = ('unreadable', 'order', 'units', 'leads', 'rate')    # reasons that speak of a wrong reading, not of a poor signal
+FAILURES = ('unreadable', 'order', 'units', 'leads', 'rate')    # reasons of a wrong reading, not of a poor signal
 
 class Refused(Exception):
     "A recording that cannot be used: (reason, text)."
@@ -39,7 +42,7 @@ def attempt(reason, f, *args):
     except ECGError as err: raise Refused(reason, str(err)) from None
 
 def windows(e, contract, guard=True):
-    "ECG -> float32 (n,C,T) mV, starts (s), dropped [(start, reason, text)], notes. Refused where the recording cannot be used at all."
+    "ECG -> float32 (n,C,T) mV, starts (s), dropped [(start, reason, text)], notes. Refused where it cannot be used."
     c, whole = contract, findings(e)
     for f in whole:
         if guard and f.kind in ('order', 'units'): raise Refused(f.kind, f.text.partition(': ')[2])
@@ -47,7 +50,8 @@ def windows(e, contract, guard=True):
     x = attempt('rate', lambda: picked.filter(c['low'], c['high'], c['notch']).resample(c['fs'])).signal
     n, step = c['length'], c['step']
     if x.shape[1] < n:
-        if c['short'] == 'drop': return np.zeros((0, len(x), n), np.float32), [], [(np.nan, 'short', f"{x.shape[1] / c['fs']:g} s, wanted {n / c['fs']:g} s")], 'short'
+        said = f"{x.shape[1] / c['fs']:g} s, wanted {n / c['fs']:g} s"
+        if c['short'] == 'drop': return np.zeros((0, len(x), n), np.float32), [], [(np.nan, 'short', said)], ''
         x = np.pad(x, ((0, 0), (0, n - x.shape[1])), constant_values=np.nan)
     kept, starts, dropped, notes = [], [], [], {}
     for a in range(0, x.shape[1] - n + 1, step):
@@ -58,16 +62,18 @@ def windows(e, contract, guard=True):
         else: bad = [k for k in seen if c[k] == 'drop']
         if bad: dropped.append((a / c['fs'], bad[0], '; '.join(seen[k] for k in bad)))
         else: kept.append(x[:, a:a + n]); starts.append(a / c['fs']); notes.update(seen)
-    return np.array(kept, np.float32).reshape(-1, len(x), n), starts, dropped, '; '.join(f'{k}: {v}' for k, v in notes.items())
+    notes = '; '.join(f'{k}: {v}' for k, v in notes.items())
+    return np.array(kept, np.float32).reshape(-1, len(x), n), starts, dropped, notes
 
 # %% ../nbs/0_base/prepare.ipynb #c1541f44
-def plan(src, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop', short='drop', clipped='keep', stride=None):
-    "The contract of the store that `prepare` would make. ECGError for values that make no sense, or a patient in two folds."
+def plan(src, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop', short='drop',
+         clipped='keep', stride=None):
+    "The contract of the store that `prepare` would make. ECGError for senseless values, or a patient in two folds."
     n, step = fs * seconds, fs * (stride or seconds)
     for k, v in dict(fs=fs, seconds=seconds, stride=stride or seconds).items():
         if not (np.isfinite(v) and v > 0): raise ECGError(f'{k}={v!r}; wanted a number over 0')
     if abs(n - round(n)) > 1e-6 or abs(step - round(step)) > 1e-6 or n < 2:
-        raise ECGError(f'{seconds:g} s, a window each {stride or seconds:g} s, at {fs:g} Hz are no whole numbers of samples')
+        raise ECGError(f'{seconds:g} s, a window each {stride or seconds:g} s, at {fs:g} Hz: no whole numbers of samples')
     said = dict(nan=nan, flat=flat, short=short, clipped=clipped)
     for k, v in said.items():
         if v not in POLICIES[k]: raise ECGError(f'{k}={v!r}; wanted {" or ".join(map(repr, POLICIES[k]))}')
@@ -77,12 +83,14 @@ def plan(src, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='d
     if not len(src): raise ECGError(f'{src!r}: no recordings to prepare')
     folds = src.frame[src.frame['fold'] > 0].groupby('patient')['fold'].unique()
     if len(cut := folds[folds.str.len() > 1]):
-        raise ECGError(f'patient {cut.index[0]} is in the folds {sorted(map(int, cut.iloc[0]))}, and {len(cut) - 1} other patients are in more than one; '
+        raise ECGError(f'patient {cut.index[0]} is in the folds {sorted(map(int, cut.iloc[0]))}, as are {len(cut) - 1} others; '
                        f"give each patient one fold in the source's table")
     edges = [f'{name} {f:g} Hz' for name, f in (('high-pass', low), ('low-pass', high), ('notch', notch)) if f]
-    return json.loads(json.dumps(dict(version=1, leads=lead_names(leads), fs=float(fs), unit='mV', length=round(n), step=round(step),
-                                      filter=', '.join(edges) + ' (zero-phase)' * bool(edges), low=float(low), high=float(high), notch=float(notch), **said,
-                                      classes=list(src.classes), source=src.config, source_hash=src.fingerprint())))
+    edges = ', '.join(edges) + ' (zero-phase)' * bool(edges)
+    contract = dict(version=1, leads=lead_names(leads), fs=float(fs), unit='mV', length=round(n), step=round(step), filter=edges,
+                    low=float(low), high=float(high), notch=float(notch), **said, classes=list(src.classes), source=src.config,
+                    source_hash=src.fingerprint())
+    return json.loads(json.dumps(contract))
 
 # %% ../nbs/0_base/prepare.ipynb #b4c38a24
 def one(src, i, row, contract):
@@ -98,22 +106,27 @@ def make_part(src, contract, rows, label, file):
     signal, frames, qc = [np.zeros((0, C, T), np.float32)], [], []
     frame = src.frame.iloc[rows]
     for i, y, row in zip(rows, label, frame.itertuples()):
-        said = dict(record=row.record, row=int(i))
+        note = lambda reason, text, kept=0, start=None: qc.append(dict(
+            record=row.record, row=int(i), what='recording' if start is None else 'window', start=start,
+            reason=reason, text=text, kept=kept))
         try: mv, starts, dropped, notes = one(src, int(i), row, contract)
-        except Refused as err: qc.append(dict(**said, what='recording', start=None, reason=err.args[0], text=err.args[1], kept=0)); continue
+        except Refused as err:
+            note(*err.args)
+            continue
         except Exception as err: raise RuntimeError(f'record {row.record} (row {i}): {type(err).__name__}: {err}') from err
         signal.append(mv)
-        frames += [dict(record=row.record, patient=row.patient, fold=row.fold, labels=row.labels or [], text=row.text, start=s, row=int(i), complete=not np.isnan(w).any(), label=y)
-                   for s, w in zip(starts, mv)]
-        qc.append(dict(**said, what='recording', start=None, reason='' if starts else dropped[0][1], text=notes if starts else dropped[0][2], kept=len(starts)))
-        qc += [dict(**said, what='window', start=s, reason=reason, text=text, kept=0) for s, reason, text in dropped if s == s]
+        frames += [dict(record=row.record, patient=row.patient, fold=row.fold, labels=row.labels or [], text=row.text, start=s,
+                        row=int(i), complete=not np.isnan(w).any(), label=y) for s, w in zip(starts, mv)]
+        note(*(('', notes) if starts else dropped[0][1:]), kept=len(starts))
+        for start, reason, text in dropped:
+            if start == start: note(reason, text, start=start)    # NaN: the recording as a whole, noted above
     label = np.array([f.pop('label') for f in frames], np.float32).reshape(len(frames), len(contract['classes']))
     frames = pd.DataFrame(frames, columns=['record', 'patient', 'fold', 'labels', 'text', 'start', 'row', 'complete'])
     write_arrow(file, table(contract, *quantise(np.concatenate(signal)), label, frames), {'qc': json.dumps(qc)})
     return qc
 
 def part_qc(file, contract):
-    "The QC rows of a part that is already there, or None where it must be made (again): a read that failed may have been mended since."
+    "The QC rows of a part that is there, or None where it must be made (again): a failed read may have been mended since."
     try:
         read_shard(file, schema(contract))
         with pa.ipc.open_stream(pa.memory_map(str(file))) as stream: qc = json.loads(stream.schema.metadata[b'qc'])
@@ -128,7 +141,7 @@ def merge(parts, folder, contract, qc):
     shards = -(-int(ends[-1]) // SHARD)
     for k in range(shards):
         a, b = k * SHARD, min((k + 1) * SHARD, int(ends[-1]))
-        mine = [(read_shard(p, schema(contract)), end - n) for p, n, end in zip(parts, sizes, ends) if end > a and end - n < b]
+        mine = [(read_shard(p, schema(contract)), end - m) for p, m, end in zip(parts, sizes, ends) if end > a and end - m < b]
         pieces = [t.slice(max(0, a - at), min(len(t), b - at) - max(0, a - at)) for t, at in mine]
         whole = pa.Table.from_batches(pieces).replace_schema_metadata(None).combine_chunks()
         write_arrow(folder / f'data-{k:05d}-of-{shards:05d}.arrow', whole.to_batches()[0])
@@ -150,7 +163,7 @@ def start_worker(src, contract, parent):
 def worker(rows, label, file): return make_part(job['src'], job['contract'], rows, label, file)
 
 def made(src, contract, tasks, workers):
-    "Yield (k, QC rows) as the parts k of `tasks` {k: (rows, label, file)} are finished, by `workers` processes (1 = here)."
+    "Yield (k, QC rows) as the parts k of `tasks` {k: (rows, label, file)} get finished, by `workers` processes."
     if workers == 1 or len(tasks) < 2:
         for k, task in tasks.items(): yield k, make_part(src, contract, *task)
         return
@@ -196,11 +209,12 @@ def finished(path, contract):
     shutil.rmtree(path.with_name(path.name + '.partial'), ignore_errors=True)
     return store
 
-def prepare(src, path, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop', short='drop', clipped='keep',
-            stride=None, workers=1, progress=True):
-    "The store of a source at `path`, made if it is not there yet; interrupted work goes on. ECGError before any work where it cannot be."
+def prepare(src, path, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop', short='drop',
+            clipped='keep', stride=None, workers=1, progress=True):
+    "The store of a source at `path`, made if not there yet; interrupted work goes on. ECGError before work where it cannot be."
     if workers < 1: raise ECGError(f'workers={workers}; wanted 1 or more processes')
-    path, contract = Path(path).expanduser(), plan(src, fs, seconds, leads, low, high, notch, nan, flat, short, clipped, stride)
+    path = Path(path).expanduser()
+    contract = plan(src, fs, seconds, leads, low, high, notch, nan, flat, short, clipped, stride)
     if path.exists(): return finished(path, contract)
     partial = path.with_name(path.name + '.partial')
     with only_one(partial):
@@ -213,27 +227,58 @@ def prepare(src, path, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=
 def build(src, path, partial, contract, workers, progress):
     "Make the parts that are not there, merge them, rename the result to `path`."
     note, label, n = partial / 'contract.json', src.label_matrix(), len(src)
-    if note.exists(): check_same(partial, json.loads(note.read_bytes()), contract, 'go on with the same arguments, or remove the unfinished work first')
-    else: write_json(note, contract)
+    if not note.exists(): write_json(note, contract)
+    try: have = json.loads(note.read_bytes())
+    except ValueError as err: raise ECGError(f'{note}: not JSON ({err}); remove the unfinished work: rm -r {partial}') from None
+    check_same(partial, have, contract, 'go on with the same arguments, or remove the unfinished work')
     for old in partial.glob('*.tmp'): old.unlink()
     size = min(64, max(8, n // 64))
-    parts = {k: (r := np.arange(a, min(a + size, n)), label[r], partial / f'part-{k:06d}.arrow') for k, a in enumerate(range(0, n, size))}
-    qc = {k: rows for k, (_, _, file) in parts.items() if file.exists() and (rows := part_qc(file, contract)) is not None}
+    rows = [np.arange(a, min(a + size, n)) for a in range(0, n, size)]
+    parts = {k: (r, label[r], partial / f'part-{k:06d}.arrow') for k, r in enumerate(rows)}
+    qc = {k: seen for k, (_, _, file) in parts.items() if file.exists() and (seen := part_qc(file, contract)) is not None}
+    todo = {k: task for k, task in parts.items() if k not in qc}
     done, lost = 0, []
-    bar = tqdm(total=n, initial=sum(len(parts[k][0]) for k in qc), unit='ECG', desc=path.name, disable=not progress)
-    with bar, contextlib.closing(made(src, contract, {k: task for k, task in parts.items() if k not in qc}, workers)) as new:
-        for k, rows in itertools.chain(list(qc.items()), new):
-            if k not in qc: bar.update(len(parts[k][0]))
-            qc[k], done = rows, done + len(parts[k][0])
-            lost += [q for q in rows if q['reason'] in FAILURES]
+    bar = tqdm(total=n, initial=sum(len(rows[k]) for k in qc), unit='ECG', desc=path.name, disable=not progress)
+    with bar, contextlib.closing(made(src, contract, todo, workers)) as new:
+        for k, seen in itertools.chain(list(qc.items()), new):
+            if k in todo: bar.update(len(rows[k]))
+            qc[k], done = seen, done + len(rows[k])
+            lost += [q for q in seen if q['reason'] in FAILURES]
             if 2 * len(lost) > n or len(lost) == done >= 256:
-                raise ECGError(f'{len(lost)} of {done} recordings cannot be used; the first:\n  ' + '\n  '.join(f"{q['record']}: {q['text']}" for q in lost[:3]))
+                first = '\n  '.join(f"{q['record']}: {q['text']}" for q in lost[:3])
+                raise ECGError(f'{len(lost)} of {done} recordings cannot be used; the first:\n  {first}')
     qc = [q for k in sorted(qc) for q in qc[k]]
     if not any(q['kept'] for q in qc):
-        counts = pd.Series([q['reason'] for q in qc if q['what'] == 'recording']).value_counts()
+        counts = Counter(q['reason'] for q in qc if q['what'] == 'recording')
         shutil.rmtree(partial)
-        raise ECGError(f"no window is left of {n} recordings: {', '.join(f'{k} {v}' for k, v in counts.items())}; the first: {qc[0]['text']}")
+        why = ', '.join(f'{k} {v}' for k, v in counts.items())
+        raise ECGError(f"no window is left of {n} recordings: {why}; the first: {qc[0]['text']}")
     shutil.rmtree(partial / 'store', ignore_errors=True)
     merge([file for _, _, file in parts.values()], partial / 'store', contract, qc)
     os.rename(partial / 'store', path)
     shutil.rmtree(partial)
+
+# %% ../nbs/0_base/prepare.ipynb #acfa8991
+def main(args=None):
+    "The command `ecgnb prepare SOURCE key=value ...`; -h lists the keys."
+    from ecgnb.recipes import Prepare, parsed
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or {'-h', '--help'} & set(args):
+        fields = [(f'{k}={v}', said) for k, _, v, said in fields_of(Prepare)]
+        fields += [('path=', 'folder of the store, default: cache/SOURCE'), ('source.FIELD=', "a field of the source")]
+        print(f"ecgnb prepare SOURCE key=value ...\n\nsources: {', '.join(source)}\n" + '\n'.join(f'  {a:<28}  {b}' for a, b in fields))
+        return
+    cls, given, how, path = source[args[0]], {}, {}, ''
+    for text in args[1:]:
+        key, eq, value = text.partition('=')
+        if not eq: raise ECGError(f'{text!r}: wanted key=value, such as fs=250')
+        kind, name = (cls, key.removeprefix('source.')) if key.startswith('source.') else (Prepare, key)
+        if key == 'path': path = value; continue
+        if name not in kind.__dataclass_fields__: raise no_field(kind, name)
+        (given if kind is cls else how)[name] = parsed(kind, name, value)
+    store = prepare(cls(**given), path or setting('cache') / args[0], **how)
+    lost = store.qc[store.qc['kept'] == 0]['reason'].value_counts()
+    print(f"{store}\nleft out: {', '.join(f'{n} {why}' for why, n in lost.items()) or 'nothing'}; the account is in qc.parquet")
+
+# %% ../nbs/0_base/prepare.ipynb #efc6b7e9
+if __name__ == '__main__': main()

@@ -86,9 +86,9 @@ def read(kind, x, y, parts, usable):
 @dataclass(repr=False)
 class Probe:
     "The result of a probe: `frame` (a row a reader, metric and class), `protocol` (one paragraph), `scores` (reader -> (N,K) on the test windows)."
-    frame: pd.DataFrame
-    protocol: str
-    scores: dict
+    frame: pd.DataFrame    # a row a reader, metric and class ('macro' too): model, random, gain, each with its interval
+    protocol: str          # how the numbers came about
+    scores: dict           # reader -> (N,K) scores of the test windows
 
     @property
     def macro(self):

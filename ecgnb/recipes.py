@@ -25,7 +25,10 @@ class Prepare:
     high: float = 0.                   # low-pass edge, Hz, 0 = none
     notch: float = 0.                  # mains to remove, Hz, 0 = none
     nan: str = 'drop'                  # windows with samples that were not recorded: drop or keep
+    flat: str = 'drop'                 # windows with a flat lead: drop or keep
     short: str = 'drop'                # recordings shorter than a window: drop or pad
+    clipped: str = 'keep'              # windows with a clipped lead: keep or drop
+    stride: float = 0.                 # seconds from one window to the next, 0 = the window's length
     workers: int = 1                   # processes
 
 @options
@@ -84,7 +87,7 @@ def mae_vit():
     encoder = {'encoder': 'vit1d', 'over': 'lead', 'dim': 512, 'depth': 6, 'heads': 8, 'mlp': 2048, 'prenorm': False,
                'positions': 'learned', 'cls': False, 'patch_norm': False, 'dropout': .1}
     return run_of(masked(encoder, dec_dim=512, dec_depth=4, dec_heads=8, dec_mlp=2048, dec_prenorm=False, dec_positions='learned',
-                         dec_dropout=.1), **PUBLISHED)
+                         dec_dropout=.1, dec_eps=1e-5), **PUBLISHED)
 
 @recipe
 def mtae():

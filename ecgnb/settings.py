@@ -48,15 +48,15 @@ def setting(key, start=None):
 
 def data_dir(name, start=None):
     "The folder of the data set `name`, or None. ValueError where settings.ini or $ECGNB_DATA names a folder that is not there."
-    parser, file = read_settings(start)
-    if said := parser.get('data', name, fallback=''):
-        path = (file.parent / Path(said).expanduser()).resolve()
-        if not path.is_dir(): raise ValueError(f'{file}: [data] {name} = {said}: no such folder')
-        return path
     if said := os.environ.get('ECGNB_DATA'):
         if not Path(said).is_dir(): raise ValueError(f'ECGNB_DATA={said}: no such folder')
-        return Path(said, name) if Path(said, name).is_dir() else None
-    return find_up(f'shared/data/{name}', start)
+        if Path(said, name).is_dir(): return Path(said, name)
+    parser, file = read_settings(start)
+    if line := parser.get('data', name, fallback=''):
+        path = (file.parent / Path(line).expanduser()).resolve()
+        if not path.is_dir(): raise ValueError(f'{file}: [data] {name} = {line}: no such folder')
+        return path
+    return None if said else find_up(f'shared/data/{name}', start)
 
 # %% ../nbs/0_base/settings.ipynb #1bebffbc
 class Missing(FileNotFoundError):

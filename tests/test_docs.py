@@ -43,3 +43,9 @@ def test_quarto_gets_the_same_order():
     items = yaml.safe_load(sidebar())['website']['sidebar']['contents']
     flat = [x for i in items for x in ([i] if isinstance(i, str) else i['contents'])]
     assert flat == [p.rel.as_posix() for _, pages in site() for p in pages if p.cells] and len(flat) == len(notebooks())
+
+def test_quarto_runs_nothing():
+    "nbdev would execute imports and exports to document them; a lesson cell that imports would then run alone, and fail."
+    from nbdev.config import get_config
+    skipped = get_config(ROOT)['skip_procs'].split(',')
+    assert {'exec_show_docs', 'add_show_docs', 'rm_export'} <= set(skipped)

@@ -167,7 +167,7 @@ def test_killed_and_continued_gives_the_same_bytes(store, tmp_path, workers, sig
     os.kill(p.pid, sig)
     p.join(30)
     assert p.exitcode not in (0, None) and not (tmp_path / 's').exists()
-    assert 1 <= len(list(partial.glob('part-*.arrow'))) < 5
+    assert 1 <= len(list(partial.glob('part-*.arrow'))) < 5 + (sig == signal.SIGINT)    # Ctrl-C: parts at work are finished
     assert hashes(made(tmp_path)) == hashes(store) and os.listdir(tmp_path) == ['s']
 
 

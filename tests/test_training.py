@@ -115,7 +115,8 @@ def test_two_ranks_equal_one(cache, tmp_path, more):
     x, y = last(tmp_path/'one')['fit'], last(tmp_path/'two')['fit']
     grad = lambda s: [v['exp_avg'] for v in s['opts'][0]['state'].values()]
     for g, h in zip(grad(x), grad(y)): torch.testing.assert_close(g, h, atol=1e-6, rtol=1e-3)
-    for k in x['model']: torch.testing.assert_close(x['model'][k], y['model'][k], atol=2e-5, rtol=1e-3)
+    for k in x['model']:    # Adam divides by the gradient's own size, so rounding of a near-zero one moves its weight by up to a step (lr 1e-3)
+        torch.testing.assert_close(x['model'][k], y['model'][k], atol=5e-4, rtol=1e-3)
     done = [json.loads((tmp_path/n/'results.json').read_text()) for n in ('one', 'two')]
     assert done[0]['best_val_loss'] == pytest.approx(done[1]['best_val_loss'], rel=1e-5)
 

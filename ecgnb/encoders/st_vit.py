@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from ..leads import lead_names
 from ..registry import encoder
 from .vit1d import DECODER, tables, vit_rules
-from ..transformer import PatchEmbed, Positions, Transformer, auto_patch, init, pool, rename, special, want
+from ..transformer import PatchEmbed, Positions, Transformer, auto_patch, init, pool, rename, special, take, want
 
 # %% ../../nbs/3_encoders/st_vit.ipynb #fa5c1de2
 @encoder
 class StVit(nn.Module):
-    "ViT over (lead, time) patches: x (B, C, T) -> tokens (B, C * n, D), lead by lead; ECGError where the fields cannot fit together."
+    "ViT over (lead, time) patches: x (B, C, T) -> tokens (B, C * n, D). ECGError where the fields cannot fit together."
     leads: str = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6'  # the leads, in the order of the channels
     length: int = 2500         # samples per lead
     patch: int = 0             # samples per patch; 0 = chosen from the length (16 to 64 patches)
@@ -34,7 +34,8 @@ class StVit(nn.Module):
     def __post_init__(self):
         self.names = lead_names(self.leads)
         self.size = self.width = self.patch or auto_patch(self.length)
-        want(self.length % self.size == 0, f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
+        want(self.length % self.size == 0,
+             f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
         self.groups, self.count, self.before, self.after = len(self.names), self.length // self.size, 1, 1
         self.n_tokens = self.groups * self.count
         self.embedding = PatchEmbed(self.width, self.dim)
@@ -50,7 +51,8 @@ class StVit(nn.Module):
 
     def patches(self, x):
         "x (B, C, T) -> (B, C, n, P)."
-        want(x.shape[1:] == (self.groups, self.length), f'x is {tuple(x.shape)}; this encoder takes (B, {self.groups}, {self.length})')
+        want(x.shape[1:] == (self.groups, self.length),
+             f'x is {tuple(x.shape)}; this encoder takes (B, {self.groups}, {self.length})')
         return x.unflatten(2, (self.count, self.size))
 
     def unpatch(self, p):
@@ -61,12 +63,14 @@ class StVit(nn.Module):
         "valid (B, C, T) -> (B, C, n): patches of which every sample was recorded; None stays None."
         return None if valid is None else self.patches(valid).all(3)
 
-    def embed(self, p):
-        "Patches (B, C, n, P) -> tokens with position and lead (B, C, n, D)."
-        return self.embedding(p) + self.places.patches + self.lead[:, None]
+    def embed(self, p, order=None):
+        "Patches (B, C, n, P) -> tokens with place and lead (B, C, n, D); with order (B, C, k) only those, so ordered."
+        place = self.places.patches
+        if order is not None: p, place = take(p, order), place[order]
+        return self.embedding(p) + place + self.lead[:, None]
 
     def blocks(self, z, attend=None, norm=True):
-        "Tokens (B, C, k, D), any k of each lead, -> (B, C, 1 + k + 1, D); attend (B, C, k) bool: True = may be looked at."
+        "Tokens (B, C, k, D), any k, -> (B, C, 1 + k + 1, D); attend (B, C, k) bool: True = may be looked at."
         first, last = ((self.sep + place + self.lead).to(z.dtype).expand(len(z), -1, -1)[:, :, None]
                        for place in (self.places.first, self.places.last))
         z, keys = torch.cat([first, z, last], 2), None
@@ -102,15 +106,15 @@ class StVit(nn.Module):
 # %% ../../nbs/3_encoders/st_vit.ipynb #eb7424d7
 def lead_rows(weights, stem='encoder.lead_embeddings.'):
     "The state dict with the single lead vectors `stem`0, 1, ... stacked into one (C, D) tensor."
-    rows = sorted((int(k.removeprefix(stem)), k) for k in weights if k.startswith(stem) and k.removeprefix(stem).isdigit())
-    want([i for i, _ in rows] == list(range(len(rows))), f'lead vectors {[i for i, _ in rows]} are not 0, 1, 2, ... without a gap')
-    out = {k: v for k, v in weights.items() if k not in {k for _, k in rows}}
-    return out | ({stem.rstrip('.'): torch.stack([weights[k] for _, k in rows])} if rows else {})
+    rows = {int(k.removeprefix(stem)): k for k in weights if k.startswith(stem) and k.removeprefix(stem).isdigit()}
+    want(sorted(rows) == list(range(len(rows))), f'lead vectors {sorted(rows)} are not 0, 1, 2, ... without a gap')
+    out = {k: v for k, v in weights.items() if k not in rows.values()}
+    return out | ({stem.rstrip('.'): torch.stack([weights[rows[i]] for i in sorted(rows)])} if rows else {})
 
 def st_vit_rules(ours=''):
     "Rules for `rename` from the reference's encoder (after `lead_rows`) to keys that start with `ours`."
     return [*vit_rules(ours), (r'encoder\.sep_embedding', f'{ours}sep'), (r'encoder\.lead_embeddings', f'{ours}lead')]
 
 def convert(weights, model=None):
-    "State dict of a reference ST-MEM -> this encoder's; with `model` also checked to fit. ECGError lists what does not."
+    "State dict of a reference ST-MEM -> this encoder's, checked against `model`. ECGError lists misfits."
     return rename(tables(lead_rows(weights), 1, 1), [*st_vit_rules(), (DECODER, None)], model)

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from ..leads import lead_names
 from ..registry import encoder
-from ..transformer import PatchEmbed, Positions, Transformer, auto_patch, init, pool, rename, sincos, special, want
+from ..transformer import PatchEmbed, Positions, Transformer, auto_patch, init, pool, rename, sincos, special
+from ..transformer import take, want
 
 # %% ../../nbs/3_encoders/vit1d.ipynb #c4b991f3
 @encoder
 class Vit1d(nn.Module):
-    "ViT over time slices of all leads or over whole leads: x (B, C, T) -> tokens (B, N, D); ECGError where the fields cannot fit together."
+    "ViT over time slices or whole leads: x (B, C, T) -> tokens (B, N, D). ECGError where the fields cannot fit together."
     leads: str = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6'  # the leads, in the order of the channels
     length: int = 2500         # samples per lead
     over: str = 'time'         # what a patch is: 'time' = a slice of all leads, 'lead' = one whole lead
@@ -35,13 +36,15 @@ class Vit1d(nn.Module):
 
     def __post_init__(self):
         self.channels = len(lead_names(self.leads))
-        want(self.over in ('time', 'lead'), f"over={self.over!r}: use 'time' (slices of all leads) or 'lead' (whole leads)")
+        want(self.over in ('time', 'lead'), f"over={self.over!r}: use 'time' (slices) or 'lead' (whole leads)")
         if self.over == 'lead':
-            want(self.patch in (0, self.length), f"over='lead' makes one patch of a whole lead: patch={self.patch} must be 0 or {self.length}")
+            want(self.patch in (0, self.length),
+                 f"over='lead' makes one patch of a whole lead: patch={self.patch} must be 0 or {self.length}")
             self.size, self.count, self.width = self.length, self.channels, self.length
         else:
             self.size = self.patch or auto_patch(self.length)
-            want(self.length % self.size == 0, f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
+            want(self.length % self.size == 0,
+                 f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
             self.count, self.width = self.length // self.size, self.channels * self.size
         self.groups, self.n_tokens, self.before, self.after = 1, self.count, int(self.cls), 0
         self.embedding = PatchEmbed(self.width, self.dim, self.patch_norm)
@@ -57,7 +60,8 @@ class Vit1d(nn.Module):
 
     def patches(self, x):
         "x (B, C, T) -> (B, 1, N, P); in a time slice sample-major, lead-minor."
-        want(x.shape[1:] == (self.channels, self.length), f'x is {tuple(x.shape)}; this encoder takes (B, {self.channels}, {self.length})')
+        want(x.shape[1:] == (self.channels, self.length),
+             f'x is {tuple(x.shape)}; this encoder takes (B, {self.channels}, {self.length})')
         if self.over == 'lead': return x[:, None]
         return x.unflatten(2, (self.count, self.size)).permute(0, 2, 3, 1).flatten(2)[:, None]
 
@@ -72,9 +76,11 @@ class Vit1d(nn.Module):
         if self.over == 'lead': return valid.all(2)[:, None]
         return valid.unflatten(2, (self.count, self.size)).all(3).any(1)[:, None]
 
-    def embed(self, p):
-        "Patches (B, 1, N, P) -> tokens with positions (B, 1, N, D)."
-        return self.embedding(p) + self.places.patches
+    def embed(self, p, order=None):
+        "Patches (B, 1, N, P) -> tokens with positions (B, 1, N, D); with order (B, 1, K) only those, in that order."
+        place = self.places.patches
+        if order is not None: p, place = take(p, order), place[order]
+        return self.embedding(p) + place
 
     def blocks(self, z, attend=None, norm=True):
         "Tokens (B, 1, n, D), any n of them, -> (B, 1, before + n, D); attend (B, 1, n) bool: True = may be looked at."
@@ -108,25 +114,28 @@ TORCH_BLOCK = [(r'attn\.in_proj_', 'qkv'), (r'attn\.out_proj\.', 'out'), (r'lin1
 DECODER = r'(mask_|to_decoder_embedding|decoder|dec_|enc_to_dec|pred_head).*'  # keys of the autoencoder's decoder
 
 def block_rules(theirs, ours):
-    "Rules for `rename`: the blocks under the pattern `theirs` (one number group) become `ours` + number; both naming styles."
+    "Rules for `rename`: blocks under the pattern `theirs` (one number group) become `ours` + number; both styles."
     both = [(a + r'\.', b) for a, b in BLOCK] + TORCH_BLOCK
     return [(rf'{theirs}\.{a}(weight|bias)', rf'{ours}.\1.{b}.\2') for a, b in both]
 
 def vit_rules(ours=''):
     "Rules for `rename` from the reference ViT encoders to keys that start with `ours`."
-    return [(rf'(?:encoder\.)?to_patch_embedding\.{i + 1}\.(weight|bias)', rf'{ours}embedding.{i}.\1') for i in range(3)] + [
-        (r'patch_proj\.(weight|bias)', rf'{ours}embedding.0.\1'), (r'(?:pos_enc\.weight|encoder\.pos_embedding)', f'{ours}places.table'),
+    patch = r'(?:encoder\.)?to_patch_embedding'
+    return [(rf'{patch}\.{i + 1}\.(weight|bias)', rf'{ours}embedding.{i}.\1') for i in range(3)] + [
+        (r'patch_proj\.(weight|bias)', rf'{ours}embedding.0.\1'),
+        (r'(?:pos_enc\.weight|encoder\.pos_embedding)', f'{ours}places.table'),
         (r'encoder\.cls_embedding', f'{ours}token'), (r'(?:encoder\.|enc_)norm\.(weight|bias)', rf'{ours}norm.\1'),
         *block_rules(r'encoder\.(?:block)?(\d+)', f'{ours}transformer')]
 
 def tables(weights, before, after, keys=('encoder.pos_embedding', 'decoder_pos_embed')):
-    "The state dict without the position tables (1, N, D) that are the sine-cosine ones; others as (N, D) for learned positions."
+    "The state dict without position tables (1, N, D) that are the sine-cosine ones; others as (N, D), for learned ones."
     out = {k: v for k, v in weights.items() if k not in keys}
     for k in set(keys) & set(weights):
         t = weights[k].float().squeeze(0)
-        if not torch.allclose(t, F.pad(sincos(len(t) - before - after, t.shape[1]), (0, 0, before, after)), atol=1e-5): out[k] = t
+        fixed = F.pad(sincos(len(t) - before - after, t.shape[1]), (0, 0, before, after))
+        if not torch.allclose(t, fixed, atol=1e-5): out[k] = t
     return out
 
 def convert(weights, model=None):
-    "State dict of a reference mae_vit, mtae or mlae -> this encoder's; with `model` also checked to fit. ECGError lists what does not."
+    "State dict of a reference mae_vit, mtae or mlae -> this encoder's, checked against `model`. ECGError lists misfits."
     return rename(tables(weights, 1, 0), [*vit_rules(), (DECODER, None)], model)

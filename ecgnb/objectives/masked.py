@@ -17,12 +17,12 @@ from ..transformer import Positions, Transformer, init, rename, special, want
 
 # %% ../../nbs/4_objectives/masked.ipynb #8fc01d68
 def hide(noise, ratio=.75, kind='patch', recorded=None):
-    """Noise (B, G, N) -> order (B, G, K): the patches that go in; seen (B, G, K): which of those count (None = all); hidden (B, G, N).
-    `recorded` (B, G, N) bool or None."""
+    """Noise (B, G, N) -> order (B, G, K): the patches that go in; seen (B, G, K): which of those count (None = all);
+    hidden (B, G, N) bool. `recorded` (B, G, N) bool or None."""
     B, G, N = noise.shape
-    want(kind != 'lead' or G > 1, "mask='lead' needs an encoder with a row of patches per lead, such as st_vit; for vit1d use over='lead'")
+    want(kind != 'lead' or G > 1, "mask='lead' needs patches per lead, as st_vit has them; for vit1d use over='lead'")
     if kind == 'time': noise = noise[:, :1].expand(B, G, N)
-    if kind == 'lead': noise = noise[:, :, 0]                                             # rank the leads, not the patches
+    if kind == 'lead': noise = noise[:, :, 0]                         # rank the leads, not the patches
     there = None if recorded is None else recorded.any(2) if kind == 'lead' else recorded
     if there is not None: noise = noise + 2 * ~there
     order = noise.argsort(-1)
@@ -31,7 +31,8 @@ def hide(noise, ratio=.75, kind='patch', recorded=None):
     visible = order.argsort(-1) < quota
     if there is not None: visible &= there
     if kind == 'lead':
-        visible, order, left = visible[:, :, None].expand(B, G, N), torch.arange(N, device=noise.device).expand(B, G, N), N
+        visible, left = visible[:, :, None].expand(B, G, N), N
+        order = torch.arange(N, device=noise.device).expand(B, G, N)
         if recorded is not None: visible = visible & recorded
     order = order[..., :left]
     seen = None if recorded is None and kind != 'lead' else visible.gather(2, order)
@@ -40,7 +41,7 @@ def hide(noise, ratio=.75, kind='patch', recorded=None):
 # %% ../../nbs/4_objectives/masked.ipynb #a5ad2700
 @objective
 class Masked(nn.Module):
-    "Masked autoencoder: a batch -> Out(loss: mean squared error on hidden samples, in the representation's units). ECGError where parts do not fit."
+    "Masked autoencoder: a batch -> Out; loss = mean squared error on hidden samples. ECGError where parts do not fit."
     representation: Any              # turns a batch into a normalised signal
     encoder: Any                     # a patch encoder: st_vit, vit1d
     ratio: float = 0.75              # share of the patches that is hidden; at least one per group stays
@@ -62,14 +63,16 @@ class Masked(nn.Module):
     def __post_init__(self):
         e = self.encoder
         lacks = [n for n in self.needs if not hasattr(e, n)]
-        want(not lacks, f"masked cannot train {type(e).__name__}: it has no {', '.join(lacks)}; use a patch encoder such as st_vit or vit1d")
+        want(not lacks, f"masked cannot train {type(e).__name__}: it has no {', '.join(lacks)}; "
+             'use a patch encoder such as st_vit or vit1d')
         want(self.mask in ('patch', 'time', 'lead'), f"mask={self.mask!r}: use 'patch', 'time' or 'lead'")
-        want(self.mask != 'lead' or e.groups > 1, "mask='lead' needs st_vit; with vit1d use over='lead' and mask='patch'")
+        want(self.mask != 'lead' or e.groups > 1, "mask='lead' needs st_vit; for vit1d use over='lead', mask='patch'")
         want(0 < self.ratio < 1, f'ratio={self.ratio}: the share of hidden patches lies between 0 and 1')
         r = self.representation
         for name in ('leads', 'length'):
             a, b = getattr(r, name, None), getattr(e, name, None)
-            want(a is None or b is None or a == b, f'{type(r).__name__} gives {name}={a}, {type(e).__name__} takes {name}={b}; give both the same')
+            want(a is None or b is None or a == b,
+                 f'{type(r).__name__} gives {name}={a}, {type(e).__name__} takes {name}={b}; give both the same')
         E = self.dec_dim
         self.to_decoder = nn.Identity() if E == e.dim else nn.Linear(e.dim, E)
         self.places = Positions(e.count, E, self.dec_positions, e.before, e.after, self.dec_temperature)
@@ -80,13 +83,11 @@ class Masked(nn.Module):
         self.mask_token = special(E)
 
     def encode(self, p, order=None, seen=None):
-        "Patches (B, G, N, P) -> tokens (B, G, before + K + after, D) of the patches in order (B, G, K); None = all of them."
-        z = self.encoder.embed(p)
-        if order is not None: z = z.gather(2, order[..., None].expand(*order.shape, z.shape[-1]))
-        return self.encoder.blocks(z, seen)
+        "Patches (B, G, N, P) -> tokens (B, G, before + K + after, D) of those in order (B, G, K); None = all."
+        return self.encoder.blocks(self.encoder.embed(p, order), seen)
 
     def latents(self, z, order=None, seen=None):
-        "Encoder tokens (B, G, before + K + after, D) -> decoder tokens (B, G, before + N + after, E), mask tokens in the empty places."
+        "Tokens (B, G, before + K + after, D) -> decoder's (B, G, before + N + after, E), mask tokens in the empty places."
         z, b, n = self.to_decoder(z), self.encoder.before, self.encoder.count
         if order is not None:
             k, token = order.shape[2], self.mask_token.to(z.dtype)
@@ -101,7 +102,7 @@ class Masked(nn.Module):
         return self.head(self.norm(y[:, :, b:b + self.encoder.count])).float()
 
     def forward(self, batch, noise=None):
-        "batch, optional noise (B, G, N) -> Out; pred: signal (B, C, T) completed, mask (B, C, T) True = hidden, patches, hidden, latent."
+        "pred of the Out: signal (B, C, T) completed, mask (B, C, T) True = hidden, patches, hidden, latent; noise (B, G, N)."
         batch, e = self.representation(batch), self.encoder
         x, valid = batch['signal'], batch.get('valid')
         p, recorded = e.patches(x), e.recorded(valid)
@@ -118,32 +119,38 @@ class Masked(nn.Module):
             target = off / std
         error = pred - target
         if there is not None: error, target = error * there, target * there
-        w = hidden / (hidden * (p.shape[-1] if there is None else there.sum(-1))).sum().clamp(min=1)   # of a patch's sum in the mean
+        count = p.shape[-1] if there is None else there.sum(-1)                    # recorded samples of a patch
+        w = hidden / (hidden * count).sum().clamp(min=1)
         loss = (error.square().sum(-1) * w).sum()
         with torch.no_grad():
             spread = (target.square().sum(-1) * w).sum() - (target.sum(-1) * w).sum().square()
             h = hidden[..., None].expand_as(p)
-            out = dict(signal=e.unpatch(torch.where(h, pred * std + mean, p.float())), mask=e.unpatch(h if there is None else h & there),
+            out = dict(signal=e.unpatch(torch.where(h, pred * std + mean, p.float())),
+                       mask=e.unpatch(h if there is None else h & there),
                        patches=pred.detach(), hidden=hidden, latent=z.detach())
         return Out(loss, {'explained': 1 - loss.detach() / spread.clamp(min=1e-8)}, out)
 
     @torch.no_grad()
     def reconstruct(self, batch, noise=None):
-        "As forward, in eval mode and without gradients; pred also has mv (B, C, T): the ECG in mV with its hidden samples predicted."
+        "As forward, in eval mode, no gradients; pred also has mv (B, C, T): the ECG in mV, hidden samples predicted."
         was = self.training
         self.eval()
-        try: out = self(batch, noise); out.pred['mv'] = self.representation.decode(out.pred['signal'], self.representation(batch))
+        try:
+            out = self(batch, noise)
+            out.pred['mv'] = self.representation.decode(out.pred['signal'], self.representation(batch))
         finally: self.train(was)
         return out
 
 # %% ../../nbs/4_objectives/masked.ipynb #38d95362
 def convert(weights, model=None):
-    "State dict of a reference mae_vit, mtae, mlae or st_mem -> Masked's; with `model` also checked to fit. ECGError lists what does not."
+    "State dict of a reference mae_vit, mtae, mlae or st_mem -> Masked's, checked against `model`. ECGError lists misfits."
     weights = dict(weights)
     for k in ('mask_token', 'mask_embedding'):
         if k in weights: weights[k] = weights[k].flatten()
     weights = tables(lead_rows(weights), 1, int('encoder.sep_embedding' in weights))
-    rules = [(r'mask_(?:token|embedding)', 'mask_token'), (r'(?:to_decoder_embedding|enc_to_dec)\.(weight|bias)', r'to_decoder.\1'),
-             (r'(?:dec_pos\.weight|decoder_pos_embed)', 'places.table'), (r'(?:decoder|dec)_norm\.(weight|bias)', r'norm.\1'),
-             (r'(?:decoder|pred)_head\.(weight|bias)', r'head.\1'), *block_rules(r'decoder(?:_blocks)?\.(\d+)', 'decoder')]
+    rules = [(r'mask_(?:token|embedding)', 'mask_token'), (r'(?:dec_pos\.weight|decoder_pos_embed)', 'places.table'),
+             (r'(?:to_decoder_embedding|enc_to_dec)\.(weight|bias)', r'to_decoder.\1'),
+             (r'(?:decoder|dec)_norm\.(weight|bias)', r'norm.\1'),
+             (r'(?:decoder|pred)_head\.(weight|bias)', r'head.\1'),
+             *block_rules(r'decoder(?:_blocks)?\.(\d+)', 'decoder')]
     return rename(weights, st_vit_rules('encoder.') + rules, model)

@@ -17,9 +17,11 @@ from ..synth import Noise, parse, synth, words
 
 # %% ../../nbs/1_sources/sample.ipynb #802af9d1
 MIX = {'NORM': 34, 'NORM+SBRAD': 4, 'NORM+STACH': 3, 'NORM+SARRH': 3,
-       'IMI': 8, 'ASMI': 6, 'AMI': 3, 'LMI': 2, 'IMI+AFIB': 1, 'IMI+PVC': 1, 'IMI+1AVB': 1, 'ASMI+LAFB': 1, 'IMI+ASMI': 1,
+       'IMI': 8, 'ASMI': 6, 'AMI': 3, 'LMI': 2,
+       'IMI+ASMI': 1, 'IMI+AFIB': 1, 'IMI+PVC': 1, 'IMI+1AVB': 1, 'ASMI+LAFB': 1,
        'NDT': 5, 'ISC_': 5, 'ISCAL': 3, 'ISCIN': 2, 'LNGQT': 1, 'NDT+AFIB': 1, 'NDT+INVT': 1,
-       'LAFB': 3, 'CLBBB': 3, 'CRBBB': 3, 'IRBBB': 3, '1AVB': 3, 'LPFB': 1, 'CRBBB+1AVB': 1, 'CLBBB+AFIB': 1, 'LAFB+ISC_': 1,
+       'LAFB': 3, 'CLBBB': 3, 'CRBBB': 3, 'IRBBB': 3, '1AVB': 3, 'LPFB': 1,
+       'CRBBB+1AVB': 1, 'CLBBB+AFIB': 1, 'LAFB+ISC_': 1,
        'LVH': 5, 'LVH+ISC_': 2, 'LVH+LAFB': 1, 'LVH+AFIB': 1, 'VCLVH': 1,
        'AFIB': 2, 'AFLT': 1, 'PVC': 1, 'BIGU': 1, 'LVOLT': 1, 'STACH': 1}
 
@@ -41,11 +43,10 @@ class Sample(Source):
     noise: float = 1.                 # factor on the usual noise; each recording draws its own around it
 
     def __post_init__(self):
-        if self.labels not in ('super', 'codes'): raise ECGError(f"Sample.labels={self.labels!r}; {did_you_mean(self.labels, ('super', 'codes'))}")
-        if self.n < 1: raise ECGError(f'Sample.n={self.n}; wanted 1 or more recordings')
-        if self.records_per_patient < 1: raise ECGError(f'Sample.records_per_patient={self.records_per_patient}; wanted 1 or more')
-        if self.noise < 0: raise ECGError(f'Sample.noise={self.noise}; wanted 0 or more')
-        if self.seconds < 4 or self.fs < 50: raise ECGError(f'Sample.seconds={self.seconds}, fs={self.fs}; wanted 4 s or more, 50 Hz or more')
+        if self.labels not in ('super', 'codes'):
+            raise ECGError(f"Sample.labels={self.labels!r}; {did_you_mean(self.labels, ('super', 'codes'))}")
+        for name, least in dict(n=1, seed=0, seconds=4, fs=50, records_per_patient=1, noise=0).items():
+            if not (got := getattr(self, name)) >= least: raise ECGError(f'Sample.{name}={got}; wanted {least} or more')
 
     @cached_property
     def classes(self): return SUPER if self.labels == 'super' else tuple(CODES)
@@ -59,8 +60,10 @@ class Sample(Source):
         fold = rng.permutation(self.n) % 10 + 1
         said = {c: parse(c)[0] for c in MIX}
         labels = [superclasses(said[c]) if self.labels == 'super' else [k for k in CODES if k in said[c]] for c in code]
-        return pd.DataFrame(dict(record=[f's{i:05d}' for i in range(self.n)], patient=[f'p{p:05d}' for p in patient], fold=fold[patient], labels=labels,
-                                 text=[words(said[c]) for c in code], seconds=float(self.seconds), fs=float(self.fs), code=code.astype(str), person=patient))
+        return pd.DataFrame(dict(
+            record=[f's{i:05d}' for i in range(self.n)], patient=[f'p{p:05d}' for p in patient], fold=fold[patient],
+            labels=labels, text=[words(said[c]) for c in code], seconds=float(self.seconds), fs=float(self.fs),
+            code=code.astype(str), person=patient))
 
     def read(self, i):
         row = self.frame.iloc[i]

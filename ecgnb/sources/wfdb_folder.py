@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from ..io_wfdb import meta_of, read_header, read_wfdb
 from ..leads import ECGError
-from ..records import Source, some
+from ..records import Source, assign, some
 from ..registry import source
 from ..settings import data_dir, missing
 
@@ -105,6 +105,7 @@ class WfdbFolder(Source):
         if lost and (self.missing == 'error' or not rows):
             raise absent(f"the signal of {len(lost)} of {len(lost) + len(rows)} recordings ({some(lost, 3)}; "
                          f"missing='drop' leaves such recordings out)")
+        for r, part in zip(rows, assign([r['patient'] or r['record'] for r in rows], (.1,) * 10)): r['fold'] = 1 + int(part)
         kind = dict.fromkeys(('labels', 'sex', 'age'), object)
         return pd.DataFrame({k: pd.Series([r[k] for r in rows], dtype=kind.get(k)) for k in rows[0]})
 
