@@ -1,4 +1,4 @@
-# make help | setup | demo | test | lab | docs | bench | export | check | clean
+# make help | setup | demo | test | lab | docs | bench | run | export | check | clean
 # Every target sets up what it needs first; a second call costs seconds.  PYTHON=python3.12 make setup  chooses the Python.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,7 +7,7 @@ DONE := .venv/.setup
 CRATE := $(wildcard rust_bpe/Cargo.* rust_bpe/src/*.rs)
 test check: export OMP_NUM_THREADS = 1
 
-.PHONY: help setup demo test lab docs bench export readme check clean
+.PHONY: help setup demo test lab docs bench run export readme check clean
 .DEFAULT_GOAL := help
 
 help:                   ## this list
@@ -31,6 +31,9 @@ docs: $(DONE)           ## the site in _docs/ (Quarto where it is installed, pan
 
 bench: $(DONE)          ## every benchmark (B=--quick: under a minute each)
 	@for f in benchmarks/*.py; do [ -e "$$f" ] || continue; echo "== $$f"; $(RUN)/python "$$f" $(B) || exit 1; done
+
+run: $(DONE)            ## run notebooks from top to bottom and store their outputs: make run NB=nbs/3_encoders/my_net.ipynb
+	@$(RUN)/jupyter nbconvert --to notebook --execute --inplace $(NB) && $(RUN)/nbdev-clean --fname $(NB)
 
 export: $(DONE)         ## notebooks -> ecgnb/, clean metadata, README.md
 	@$(RUN)/nbdev-export && $(RUN)/nbdev-clean && $(RUN)/python tools/readme.py

@@ -39,7 +39,7 @@ class Out(NamedTuple):
 
 # %% ../nbs/0_base/batch.ipynb #aac20d1a
 def to_mv(batch):
-    "The batch with `signal` in float32 mV (0 where not recorded) and `valid` where something is missing; in mV already: unchanged."
+    "The batch with float32 mV `signal`, 0 where not recorded; one already in mV is unchanged. `valid` stays."
     q = batch['signal']
     if q.dtype != torch.int16: return batch
     x = q.float().mul_(batch['scale'][..., None])
@@ -58,7 +58,9 @@ def collate(ecgs):
     first, name = ecgs[0], lambda e: e.meta.get('record', '(unnamed)')
     for e in ecgs:
         for what, a, b in (('leads', e.leads, first.leads), ('fs', e.fs, first.fs), ('samples', len(e), len(first))):
-            if a != b: raise ECGError(f'record {name(e)} has {what} {a}, {name(first)} has {b}; bring them to one form by pick, resample, crop')
+            if a != b:
+                raise ECGError(f'record {name(e)} has {what} {a}, {name(first)} has {b}; '
+                               'bring them to one form by pick, resample, crop')
     x = torch.from_numpy(np.stack([e.signal for e in ecgs]))
     valid = ~x.isnan()
     out = Batch(signal=x.nan_to_num(0.), record=[str(name(e)) for e in ecgs])
@@ -77,7 +79,8 @@ def mix(x):
 def sample_seeds(seed, epoch, rows):
     "(B,) int64: the seeds of the samples `rows` (B,) in `epoch` of a run with `seed`."
     rows = torch.as_tensor(rows, dtype=torch.int64)
-    run = mix(mix(torch.tensor(seed, dtype=torch.int64) + 1) ^ _mul(torch.tensor(epoch + 1, dtype=torch.int64), 0x9E3779B97F4A7C15))
+    step = _mul(torch.tensor(epoch + 1, dtype=torch.int64), 0x9E3779B97F4A7C15)
+    run = mix(mix(torch.tensor(seed, dtype=torch.int64) + 1) ^ step)
     return mix(run + _mul(rows + 1, 0x9E3779B97F4A7C15))
 
 def bits(seed, *shape, stream=0):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from .registry import did_you_mean
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')    # before torch: threads that wait busily cost ten times on a shared machine
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')    # before torch: busily waiting threads cost ten times when shared
 
 # %% ../nbs/7_training/command.ipynb #f46d3b2a
 def commands():
@@ -23,7 +23,8 @@ def commands():
     for file in sorted(Path(ecgnb.__file__).parent.glob('*.py')):
         text = file.read_text(encoding='utf-8')
         if '\ndef main(' in text and file.stem != 'command':
-            said = next((n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == 'main')).__doc__
+            mains = (n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == 'main')
+            said = next(mains).__doc__
             found[file.stem] = ast.get_docstring(ast.parse(text)) or said or ''
     return found
 
@@ -33,7 +34,8 @@ def main(args=None):
     args = sys.argv[1:] if args is None else list(args)
     known = commands()
     if not args or args[0] in ('-h', '--help'):
-        print('ecgnb COMMAND ...   (-h behind a command lists what it takes)\n\n' + '\n'.join(f'  {n:<12}{d}' for n, d in known.items()))
+        rows = '\n'.join(f'  {n:<12}{d}' for n, d in known.items())
+        print(f'ecgnb COMMAND ...   (-h behind a command lists what it takes)\n\n{rows}')
         return 0
     name, *rest = args
     if name not in known:
@@ -41,7 +43,7 @@ def main(args=None):
         return 2
     try: importlib.import_module(f'ecgnb.{name}').main(rest)
     except KeyboardInterrupt: return 130
-    except (ValueError, FileNotFoundError, FloatingPointError) as err:
+    except (ValueError, OSError, FloatingPointError) as err:
         if os.environ.get('ECGNB_DEBUG'): raise
         print(f'ecgnb {name}: {err}', file=sys.stderr)
         return 2

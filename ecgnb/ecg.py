@@ -14,7 +14,7 @@ from .leads import ECGError, derive, lead_names
 # %% ../nbs/0_base/ecg.ipynb #8c8516dc
 @dataclass(frozen=True, eq=False, repr=False)
 class ECG:
-    "An ECG. ECGError for a signal, rate or leads that cannot be one; wrong order and unit are the guards' task (ecgnb.leads)."
+    "An ECG. ECGError for a signal, rate or leads that cannot be one; order and unit are for `ecgnb.leads.guard`."
     signal: np.ndarray                          # float32 (C,T) mV, NaN where nothing was recorded
     fs: float                                   # samples a second, Hz
     leads: tuple                                # C standard names
@@ -27,13 +27,17 @@ class ECG:
         if np.iscomplexobj(self.signal): raise ECGError(f'{said}: the signal is complex; wanted real mV')
         try: leads = lead_names(self.leads)
         except ECGError as err: raise ECGError(f'{said}: {err}') from None
-        if x.ndim != 2 or not x.size: raise ECGError(f'{said}: signal of shape {x.shape}; wanted (leads, samples), not empty')
+        if x.ndim != 2 or not x.size:
+            raise ECGError(f'{said}: signal of shape {x.shape}; wanted (leads, samples), not empty')
         if len(leads) != len(x):
             turned = '; it looks transposed: pass signal.T' if len(leads) == x.shape[1] else ''
             raise ECGError(f'{said}: {len(x)} rows of signal but {len(leads)} lead names{turned}')
         fs = float(self.fs)
-        if not (np.isfinite(fs) and fs > 0): raise ECGError(f'{said}: fs={self.fs!r}; wanted samples a second, such as fs=500')
-        if np.isinf(x).any(): raise ECGError(f'{said}: infinite samples in {leads[int(np.isinf(x).any(1).argmax())]}; NaN means not recorded')
+        if not (np.isfinite(fs) and fs > 0):
+            raise ECGError(f'{said}: fs={self.fs!r}; wanted samples a second, such as fs=500')
+        if np.isinf(x).any():
+            lead = leads[int(np.isinf(x).any(1).argmax())]
+            raise ECGError(f'{said}: infinite samples in {lead}; NaN means not recorded')
         x.flags.writeable = False
         put('signal', x); put('leads', leads); put('fs', fs)
 
@@ -42,14 +46,15 @@ class ECG:
     def __len__(self): return self.signal.shape[1]
     def __getitem__(self, lead): return self.pick([lead]).signal[0]
     def __eq__(self, other):
-        return isinstance(other, ECG) and self.leads == other.leads and self.fs == other.fs and np.array_equal(self.signal, other.signal, True)
+        return (isinstance(other, ECG) and self.leads == other.leads and self.fs == other.fs
+                and np.array_equal(self.signal, other.signal, equal_nan=True))
 
     def but(self, signal=None, **changes):
         "A copy with another `signal` or other fields; the guards' facts in `meta` stay."
         return replace(self, **({} if signal is None else {'signal': signal}), **changes)
 
     def pick(self, leads):
-        "The leads named, in that order; III, aVR, aVL, aVF are derived where absent. ECGError for one that is not there."
+        "The leads named, in that order; III, aVR, aVL, aVF are derived where absent. ECGError for an unknown one."
         names = lead_names(leads)
         return self if names == self.leads else self.but(derive(self.signal, self.leads, names), leads=names)
 
@@ -58,11 +63,12 @@ class ECG:
         a = round(start*self.fs)
         b = len(self) if seconds is None else a + round(seconds*self.fs)
         if not 0 <= a < b <= len(self):
-            raise ECGError(f"record {self.meta.get('record', '(unnamed)')}: crop from {start:g} s for {seconds} s; it holds {self.seconds:g} s")
+            raise ECGError(f"record {self.meta.get('record', '(unnamed)')}: crop from {start:g} s for {seconds} s; "
+                           f'it holds {self.seconds:g} s')
         return self.but(self.signal[:, a:b])
 
     def resample(self, fs):
-        "At `fs` Hz, polyphase with an anti-alias filter (scipy.signal.resample_poly); a sample is NaN where its neighbours are."
+        "At `fs` Hz: polyphase with an anti-alias filter (scipy's resample_poly); NaN where a sample in its interval is."
         from scipy.signal import resample_poly
         if fs == self.fs: return self
         ratio = Fraction(fs/self.fs).limit_denominator(1000)
@@ -73,15 +79,18 @@ class ECG:
         if gaps.any(): x = bridged(x)
         y = resample_poly(x, up, down, axis=1, padtype='line').astype(np.float32, copy=False)
         if gaps.any():
-            at = np.minimum((np.arange(y.shape[1])*down/up).round().astype(int), x.shape[1] - 1)
-            y[gaps[:, at]] = np.nan
+            at, half = np.arange(y.shape[1])*down/up, max(1, down/up)/2           # a sample stands for an interval
+            low, high = (np.clip(np.ceil(v), 0, x.shape[1]).astype(int) for v in (at - half, at + half))
+            seen = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
+            y[seen[:, high] > seen[:, low]] = np.nan
         return self.but(y, fs=float(fs))
 
     def filter(self, low=0., high=0., notch=0.):
-        "Zero-phase: Butterworth band-pass of order 4 between `low` and `high` Hz (0 = open), notch (Q = 30) at `notch` Hz (0 = none)."
+        "Zero-phase: Butterworth of order 4, `low` to `high` Hz (0 = open); notch (Q = 30) at `notch` Hz (0 = none)."
         from scipy.signal import butter, iirnotch, sosfiltfilt, tf2sos
         for name, f in (('low', low), ('high', high), ('notch', notch)):
-            if not 0 <= f < self.fs/2: raise ECGError(f'{name}={f:g} Hz; wanted 0 to under {self.fs/2:g} Hz, half the rate')
+            if not 0 <= f < self.fs/2:
+                raise ECGError(f'{name}={f:g} Hz; wanted 0 to under {self.fs/2:g} Hz, half the rate')
         if low and high and low >= high: raise ECGError(f'low={low:g} Hz is not under high={high:g} Hz')
         sos = []
         if low or high:
@@ -91,7 +100,8 @@ class ECG:
         if not sos: return self
         gaps = np.isnan(self.signal)
         x = bridged(self.signal) if gaps.any() else self.signal
-        y = sosfiltfilt(np.concatenate(sos), x.astype(np.float64), axis=1, padlen=min(x.shape[1] - 1, round(3*self.fs))).astype(np.float32)
+        pad = min(x.shape[1] - 1, round(3*self.fs))
+        y = sosfiltfilt(np.concatenate(sos), x.astype(np.float64), axis=1, padlen=pad).astype(np.float32)
         y[gaps] = np.nan
         edges = [f'{word} {f:g} Hz' for word, f in (('high-pass', low), ('low-pass', high), ('notch', notch)) if f]
         earlier = [self.meta['filter']] if self.meta.get('filter') else []
@@ -111,7 +121,7 @@ class ECG:
         return png(self)
 
 def bridged(x):
-    "`x` (C,T) with its NaN gaps bridged by straight lines (a lead without one sample: zeros), so that a filter can pass over them."
+    "`x` (C,T) with its NaN gaps bridged by straight lines for a filter to pass over; a lead without a sample: zeros."
     x, at = np.array(x), np.arange(x.shape[1])
     for row in x:
         gap = np.isnan(row)

@@ -13,6 +13,7 @@ import torch
 from .hub import load, write_text
 from .leads import ECGError
 from .probe import probe
+from .records import fold_numbers
 from .recipes import parsed
 from .reconstruct import place, run_for
 from .registry import fields_of, no_field, options
@@ -30,6 +31,11 @@ class Evaluate:
     seed: int = 0             # of the twins and the draws
     device: str = ''          # cpu or cuda, '' = cuda where there is one
 
+    def __post_init__(self):
+        for name, low in (('twins', 1), ('times', 100)):
+            if getattr(self, name) < low: raise ValueError(f'{name}={getattr(self, name)}; wanted {low} or more')
+        for name in ('train', 'val', 'test'): fold_numbers(getattr(self, name))
+
 def add_results(folder, **entries):
     "Merge `entries` into folder/results.json (made where it is not there), atomically; what else it says stays."
     file = Path(folder)/'results.json'
@@ -42,7 +48,8 @@ def main(args=None):
     "The command `ecgnb evaluate RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
     args = list(sys.argv[1:] if args is None else args)
     if not args or {'-h', '--help'} & set(args):
-        print('ecgnb evaluate RUN_OR_CHECKPOINT key=value ...\n\n' + '\n'.join(f'  {f"{k}={v}":<24}{said}' for k, _, v, said in fields_of(Evaluate))
+        rows = '\n'.join(f'  {f"{k}={v}":<24}{said}' for k, _, v, said in fields_of(Evaluate))
+        print('ecgnb evaluate RUN_OR_CHECKPOINT key=value ...\n\n' + rows
               + f"\n  {'source=, source.FIELD=':<24}other data, prepared as the run's")
         return
     given, others = {}, []

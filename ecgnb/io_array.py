@@ -36,10 +36,10 @@ def to_mv(unit, path='to_mv', do="Type the unit the numbers are in, such as unit
     raise bad(path, 'unit', repr(unit), 'one of V, mV, uV, nV', do)
 
 # %% ../nbs/0_base/io_array.ipynb #f249737e
-MOST = 2**25      # samples (all leads together) that a reader fills memory with unless told otherwise: 134 MB of float32
+MOST = 2**25      # samples (all leads together) that a reader fills memory with unless told otherwise: 134 MB, float32
 
 def local_file(path, do='Give the path of a file on this machine.'):
-    "Path of a regular file that is not empty; ECGError for a URL, a missing file, a folder, an empty or a special file."
+    "Path of a regular file that is not empty; ECGError for a URL, or a missing, empty or special file, or a folder."
     try: text = os.fsdecode(path)
     except TypeError as err: raise bad(path, 'path', type(path).__name__, 'text or a Path', do) from err
     if '://' in text or '::' in text:
@@ -128,7 +128,8 @@ def mat5_arrays(data, most):
         kind, body, at = element(data, at, order)
         if kind == 15:
             plain = (d := zlib.decompressobj()).decompress(body, most)
-            if d.unconsumed_tail: raise ValueError(f'over {most} bytes once inflated; if that is meant, pass a larger most')
+            if d.unconsumed_tail:
+                raise ValueError(f'over {most} bytes once inflated; if that is meant, pass a larger most')
             most, (kind, body, _) = most - len(plain), element(memoryview(plain), 0, order)
         if kind != 14: continue
         _, flags, k = element(body, 0, order)
@@ -138,7 +139,9 @@ def mat5_arrays(data, most):
         _, name, k = element(body, k, order)
         kind, real, _ = element(body, k, order)
         shape = np.frombuffer(dims, order + 'i4').tolist()
-        if min(shape) > 0: out[bytes(name).decode('latin-1')] = np.frombuffer(real, order + MI[kind]).reshape(shape, order='F')
+        if min(shape) > 0:
+            flat = np.frombuffer(real, order + MI[kind])
+            out[bytes(name).decode('latin-1')] = flat.reshape(shape, order='F')
     return out
 
 def mat4_arrays(data):

@@ -41,8 +41,10 @@ class Header(NamedTuple):
     segments: tuple     # (name, frames) of a multi-segment record
     comments: tuple     # the lines that start with #, without it
 
-RECORD = re.compile(r'([^\s/]+)(?:/(\d{1,6}))?\s+(\d{1,6})(?:\s+(\d[\d.]{0,17})(?:/\S*)?)?(?:\s+(\d{1,15}))?(?:\s+\S.*)?')
-SIGNAL = re.compile(r'(\S+)\s+(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,9}))?(?:\+(\d{1,15}))?(?:\s+([-+.\deE]{1,30})(?:\(([-+]?\d{1,10})\))?(?:/(\S+))?'
+RECORD = re.compile(r'([^\s/]+)(?:/(\d{1,6}))?\s+(\d{1,6})(?:\s+(\d[\d.]{0,17})(?:/\S*)?)?(?:\s+(\d{1,15}))?'
+                    r'(?:\s+\S.*)?')
+SIGNAL = re.compile(r'(\S+)\s+(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,9}))?(?:\+(\d{1,15}))?'
+                    r'(?:\s+([-+.\deE]{1,30})(?:\(([-+]?\d{1,10})\))?(?:/(\S+))?'
                     r'((?:\s+[-+]?\d{1,12}){0,5})(?:\s+([^\s].*))?)?')
 SEGMENT = re.compile(r'(\S+)\s+(\d{1,15})')
 
@@ -75,7 +77,8 @@ def read_header(path):
     want = int(nseg or nsig)
     if len(lines) - 1 != want or not want:
         raise bad(path, 'lines', f'{len(lines) - 1} after the record line',
-                  f"{want or 'some'} {'segments' if nseg else 'signals'}", 'The header is cut or damaged: copy it again.')
+                  f"{want or 'some'} {'segments' if nseg else 'signals'}",
+                  'The header is cut or damaged: copy it again.')
     if nseg:
         segments = [parsed(SEGMENT, s, 'segment line', "'NAME SAMPLES'") for s in lines[1:]]
         return Header(name, fs, int(samples or 0), (), tuple((beside(n, path), int(k)) for n, k in segments), comments)
@@ -121,12 +124,12 @@ def rows_of(channels, leads, rename, path):
 # %% ../nbs/0_base/io_wfdb.ipynb #ab63ffbf
 BYTES = {'8': 1, '16': 2, '24': 3, '32': 4, '61': 2, '80': 1, '160': 2, '212': 1.5, '310': 4/3, '311': 4/3, '508': 0,
          '516': 0, '524': 0}    # a sample
-MISSING = {'80': -2**7, '508': -2**7, '310': -2**9, '311': -2**9, '212': -2**11, '16': -2**15, '61': -2**15, '160': -2**15,
-           '516': -2**15, '24': -2**23, '524': -2**23, '32': -2**31}        # the value that says 'not recorded'
+MISSING = {'80': -2**7, '508': -2**7, '310': -2**9, '311': -2**9, '212': -2**11, '16': -2**15, '61': -2**15,
+           '160': -2**15, '516': -2**15, '24': -2**23, '524': -2**23, '32': -2**31}   # the value for 'not recorded'
 DIRECT = {'16': '<i2', '61': '>i2'}
 
 def check_file(p, group, frames, path):
-    "The number of frames in the file `p` of the channels `group`; ECGError where it holds less, or where they disagree."
+    "Number of frames in the file `p` of the channels `group`; ECGError where it holds fewer, or where they disagree."
     c, spf = group[0], sum(c.spf for c in group)
     if len({(c.fmt, c.offset) for c in group}) > 1:
         raise bad(path, 'format', f'{p.name} in several formats or offsets', 'one',
@@ -143,7 +146,8 @@ def check_file(p, group, frames, path):
                       "Write it as the record line's fourth entry.")
     if held < (need := math.ceil(frames*spf*BYTES[c.fmt])):
         raise bad(p, 'size', f'{held} bytes of samples',
-                  f'{need}, for the {frames} x {spf} samples that {path.name} announces', 'It is truncated: copy or download it again.')
+                  f'{need}, for the {frames} x {spf} samples that {path.name} announces',
+                  'It is truncated: copy or download it again.')
     return frames
 
 def integers(path, h, rows, checksum, most):
@@ -197,15 +201,17 @@ def summed(x, channels, checksum, path):
 
 # %% ../nbs/0_base/io_wfdb.ipynb #d43371a3
 def millivolts(d, channels, path):
-    "float32 (C,T) mV of the integers `d` (C,T); NaN where a sample says 'not recorded'. ECGError for a gain of 0 or an unknown unit."
+    "float32 (C,T) mV of the integers `d` (C,T), NaN where not recorded. ECGError for a gain of 0 or an unknown unit."
     for c in channels:
         if not (c.gain and math.isfinite(c.gain)):
             raise bad(path, f'gain of {c.name}', c.gain, 'steps a unit; 0 and none mean not calibrated',
                       "Write it into the signal line, as in '1000(0)/mV'.")
     col = lambda values: np.array(values, np.float64)[:, None]
     gain, base = col([c.gain for c in channels]), col([c.baseline for c in channels])
-    unit = col([to_mv(c.unit, path, f"Write {c.name}'s unit into its signal line, as in '{c.gain:g}({c.baseline})/mV'.") for c in channels])
-    exact = d.itemsize == 2 and (unit == 1).all() and (gain.astype(np.float32) == gain).all() and (abs(base) < 2**23).all()
+    hint = "Write {}'s unit into its signal line, as in '{:g}({})/mV'.".format
+    unit = col([to_mv(c.unit, path, hint(c.name, c.gain, c.baseline)) for c in channels])
+    exact = (d.itemsize == 2 and (unit == 1).all() and (gain.astype(np.float32) == gain).all()
+             and (abs(base) < 2**23).all())
     x = d.astype(np.float32 if exact else np.float64)
     with np.errstate(all='ignore'):
         if base.any(): x -= base.astype(x.dtype)
@@ -257,21 +263,24 @@ def all_segments(path, h, leads, rename, checksum, most):
                 y, _, fs = one_segment(p, g, has, rename, checksum, most)
                 if fs != h.fs*spf or y.shape[1] != n*spf:
                     raise bad(p, 'segment', f'{y.shape[1]} samples at {fs:g} Hz',
-                              f'{n*spf} at {h.fs*spf:g} Hz, as {path.name} says', 'The record is damaged: copy it again.')
+                              f'{n*spf} at {h.fs*spf:g} Hz, as {path.name} says',
+                              'The record is damaged: copy it again.')
                 x[[names.index(m) for m in has], at:at+n*spf] = y
         at += n*spf
     return x, names, h.fs*spf
 
 # %% ../nbs/0_base/io_wfdb.ipynb #71ab1383
 def meta_of(comments):
-    "dict with comments (list of str), labels (list of codes), and age (years) and sex ('F' or 'M') where the comments say so."
+    "dict: comments (list of str), labels (list of codes), age (years) and sex ('F' or 'M') where the comments say so."
     meta = {'labels': [], 'comments': list(comments)}
     for line in comments:
         key, colon, value = line.partition(':')
         key, value = key.strip(' <>\t').lower(), value.strip()
         if key == 'age' and re.fullmatch(r'\d{1,3}(\.\d{1,3})?', value): meta['age'] = float(value)
         if key in ('sex', 'gender') and value[:1].upper() in ('F', 'M'): meta['sex'] = value[0].upper()
-        if key == 'dx': meta['labels'] = [s.strip() for s in value.split(',') if s.strip().lower() not in ('', 'unknown', 'nan')]
+        if key == 'dx':
+            codes = [s.strip() for s in value.split(',')]
+            meta['labels'] = [s for s in codes if s.lower() not in ('', 'unknown', 'nan')]
     return meta
 
 # %% ../nbs/0_base/io_wfdb.ipynb #7a0017c7

@@ -24,10 +24,12 @@ class Loader:
     def __init__(self, store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True):
         n = len(store)
         if batch_size < 1: raise ECGError(f'batch_size={batch_size}; wanted 1 or more')
-        if unit not in ('int16', 'mV'): raise ECGError(f"unit={unit!r}; wanted 'int16' (with scale, for the device) or 'mV'")
+        if unit not in ('int16', 'mV'):
+            raise ECGError(f"unit={unit!r}; wanted 'int16' (with scale, for the device) or 'mV'")
         if not 0 <= rank < world: raise ECGError(f'rank={rank} of world={world}; wanted 0 to {world - 1}')
         if batch_size % world:
-            raise ECGError(f'batch_size={batch_size} is the batch of all ranks together; wanted a multiple of world={world}')
+            raise ECGError(f'batch_size={batch_size} is the batch of all ranks together; '
+                           f'wanted a multiple of world={world}')
         if drop_last and n < batch_size:
             raise ECGError(f'{n} windows make no batch of {batch_size}; say batch_size={n} or less, or drop_last=False')
         if n == 0: raise ECGError('the store or view is empty')
@@ -35,9 +37,10 @@ class Loader:
             raise ECGError(f'the last batch of {n % batch_size} windows does not divide among {world} ranks; '
                            f'say drop_last=True or another batch_size')
         self.store, self.batch_size, self.seed, self.shuffle, self.unit = store, batch_size, seed, shuffle, unit
-        self.rank, self.world, self.drop_last, self._epoch = rank, world, drop_last, None    # _epoch: of the latest _plan
+        self.rank, self.world, self.drop_last = rank, world, drop_last
+        self._epoch = None                                                      # of the latest _plan
         self.records = store.frame['record'].to_numpy(object)
-        self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))    # (N,) True: some samples were not recorded
+        self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
         self.labels = torch.from_numpy(store.labels)
 
     def __len__(self):
@@ -73,7 +76,7 @@ class Loader:
         return Loader(self.store, self.batch_size, self.seed, self.shuffle, self.unit, rank, world, self.drop_last)
 
     def stream(self, start=0, stop=None, workers=0, pin=False):
-        "Batches of the steps from `start` (to `stop`, or for ever), read ahead by `workers` processes, in pinned memory if asked."
+        "Batches from step `start` (to `stop`, or for ever), read ahead by `workers` processes, pinned if asked."
         steps = itertools.count(start) if stop is None else range(start, stop)
         if not (workers or pin): return (self[k] for k in steps)
         return iter(DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin))

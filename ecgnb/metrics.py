@@ -18,7 +18,7 @@ def _cumulated(score, y, weight):
     return total(weight*y), total(weight*(1 - y))
 
 def auroc(score, y, weight=None):
-    "Area under the ROC curve, (R,) for weights (R,N) or a number without; nan where a class is empty. score, y (N,), y in {0,1}."
+    "Area under the ROC curve of score (N,) for y (N,) 0 or 1: a number, or (R,) for weights (R,N); nan if one-sided."
     w = np.ones((1, len(y))) if weight is None else weight
     tp, fp = _cumulated(score, y, w)
     p, n = tp[:, -1], fp[:, -1]
@@ -27,7 +27,7 @@ def auroc(score, y, weight=None):
     return out if weight is not None else float(out[0])
 
 def auprc(score, y, weight=None):
-    "Average precision, the sum of precision times the step in recall; (R,) for weights (R,N) or a number. nan without a positive."
+    "Average precision (sum of precision x step in recall): a number, or (R,) for weights (R,N); nan: no positive."
     w = np.ones((1, len(y))) if weight is None else weight
     tp, fp = _cumulated(score, y, w)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -57,14 +57,15 @@ def countable(labels, patients, least=2):
     return np.array(out, bool)
 
 def resamples(labels, patients, times=1000, seed=0):
-    "(R,N) counts: recordings of patients drawn with replacement, each class of `labels` (N,K) kept on both sides. ValueError where that is hopeless."
+    "(R,N) counts: patients drawn with replacement until each class of `labels` (N,K) has both sides; else ValueError."
     rng, labels = np.random.default_rng(seed), np.asarray(labels, np.float64)
     names, who = np.unique(np.asarray(patients), return_inverse=True)
     out, tries = np.empty((times, len(who))), 0
     got = 0
     while got < times:
         tries += 1
-        if tries > 200*times: raise ValueError('a class is too rare to be in the resamples; leave it out (see countable)')
+        if tries > 200*times:
+            raise ValueError('a class is too rare to be in the resamples; leave it out (see countable)')
         w = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[who].astype(float)
         if all((w[y == v].sum() > 0) for y in labels.T for v in (0, 1)): out[got] = w; got += 1
     return out
@@ -73,7 +74,7 @@ def resamples(labels, patients, times=1000, seed=0):
 METRICS = {'auroc': auroc, 'auprc': auprc, 'f1': f1}
 
 def judge(scores, labels, weight, thresholds=None):
-    "dict metric -> (R+1,K): row 0 on the recordings as they are, rows 1.. on the resamples `weight` (R,N). Unknown labels (NaN) are left out."
+    "dict metric -> (R+1,K): row 0 on all recordings, the others on the resamples `weight` (R,N); NaN labels left out."
     w = np.concatenate([np.ones((1, len(scores))), weight])
     out = {}
     for name, f in METRICS.items():

@@ -15,7 +15,7 @@ from .registry import did_you_mean
 SCHEDULES = ('constant', 'cosine', 'inverse_sqrt')
 
 def multiplier(step, steps, schedule='cosine', warmup=0, floor=.1):
-    "The factor on the peak learning rate at `step` (0-based) of `steps`; `floor` is where the cosine ends. ValueError for an unknown schedule."
+    "Factor on the peak rate at `step` (0-based) of `steps`; `floor`: the cosine's end. ValueError: unknown schedule."
     if schedule not in SCHEDULES: raise ValueError(f'no schedule {schedule!r}; {did_you_mean(schedule, SCHEDULES)}')
     if step < warmup: return (step + 1)/warmup
     if schedule == 'constant': return 1.
@@ -30,7 +30,8 @@ def kinds(model):
     "dict parameter name -> 'hidden' (matrix in a block), 'decay' or 'plain', for every trainable parameter of `model`."
     out = {}
     for path, module in model.named_modules():
-        inside = any(isinstance(model.get_submodule(path.rsplit('.', n)[0]), nn.ModuleList) for n in range(1, path.count('.') + 1))
+        above = [path.rsplit('.', n)[0] for n in range(1, path.count('.') + 1)]
+        inside = any(isinstance(model.get_submodule(a), nn.ModuleList) for a in above)
         for name, p in module.named_parameters(recurse=False):
             if not p.requires_grad: continue
             matrix = isinstance(module, DECAYED) and p.ndim > 1
@@ -41,8 +42,9 @@ def kinds(model):
 # %% ../nbs/7_training/optim.ipynb #bf03bd55
 OPTIMIZERS = ('adamw', 'adam', 'muon')
 
-def optimizers(model, name='adamw', lr=3e-4, weight_decay=.01, beta1=.9, beta2=.95, eps=1e-8, momentum=.95, adamw_ratio=.015):
-    "A list of torch optimizers, each group with its `peak` rate. ValueError for an unknown name, or Muon where torch has none (< 2.9)."
+def optimizers(model, name='adamw', lr=3e-4, weight_decay=.01, beta1=.9, beta2=.95, eps=1e-8, momentum=.95,
+               adamw_ratio=.015):
+    "A list of torch optimizers, each group with its `peak` rate. ValueError: unknown name, or no Muon (torch < 2.9)."
     if name not in OPTIMIZERS: raise ValueError(f'no optimizer {name!r}; {did_you_mean(name, OPTIMIZERS)}')
     what = kinds(model)
     pick = lambda *ks: [p for n, p in model.named_parameters() if what.get(n) in ks]
@@ -52,8 +54,10 @@ def optimizers(model, name='adamw', lr=3e-4, weight_decay=.01, beta1=.9, beta2=.
         kind = torch.optim.AdamW if name == 'adamw' else torch.optim.Adam
         both = groups([(pick('hidden', 'decay'), weight_decay), (pick('plain'), 0.)], lr)
         return [kind(both, betas=(beta1, beta2), eps=eps, **fused)]
-    if not hasattr(torch.optim, 'Muon'): raise ValueError(f"optim='muon' needs torch 2.9 or newer, this is {torch.__version__}; use 'adamw'")
-    if not pick('hidden'): raise ValueError("optim='muon' found no matrix inside an nn.ModuleList of blocks; use 'adamw'")
+    if not hasattr(torch.optim, 'Muon'):
+        raise ValueError(f"optim='muon' needs torch 2.9 or newer, this is {torch.__version__}; use 'adamw'")
+    if not pick('hidden'):
+        raise ValueError("optim='muon' found no matrix inside an nn.ModuleList of blocks; use 'adamw'")
     muon = torch.optim.Muon(groups([(pick('hidden'), weight_decay)], lr), momentum=momentum)
     rest = groups([(pick('decay'), weight_decay), (pick('plain'), 0.)], lr*adamw_ratio)
     return [muon, torch.optim.AdamW(rest, betas=(beta1, beta2), eps=eps, **fused)]
@@ -63,7 +67,8 @@ class EMA:
     "The moving average of a module's state; `copy_to(module)` writes it, `state` is a dict of tensors."
     def __init__(self, model, decay=.999):
         self.decay, self.t = decay, 0
-        self.state = {k: v.detach().clone().float() if v.is_floating_point() else v.detach().clone() for k, v in model.state_dict().items()}
+        whole = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.state = {k: v.float() if v.is_floating_point() else v for k, v in whole.items()}
 
     @torch.no_grad()
     def update(self, model):

@@ -48,7 +48,8 @@ def places(leads, layout='auto', rhythm='II', seconds=10.):
         raise ECGError(f"unknown layout {layout!r}: type '3x4+1', '3x4', '6x2', '12x1', or 'auto' (any leads)")
     if not full:
         lost = ', '.join(l for l in STANDARD if l not in leads)
-        raise ECGError(f"layout {layout!r} needs the twelve standard leads; missing: {lost}; type layout='auto' for any leads")
+        raise ECGError(f"layout {layout!r} needs the twelve standard leads; missing: {lost}; "
+                       "type layout='auto' for any leads")
     if m[3] and rhythm not in leads:
         raise ECGError(f"no lead {rhythm!r} for the rhythm strip; type rhythm= one of {', '.join(leads)}")
     r, c = int(m[1]), int(m[2])
@@ -224,10 +225,10 @@ def _arrange(rows, n_rhythm, first, n, own, row_of, overlays, scale, pulse):
 
 def plot(e, layout='auto', mm_per_s=25, mm_per_mv=10, grid=True, start=0, seconds=10, rhythm='II', title=None,
          overlays=(), calibration=True, ax=None, dpi=101.6):
-    """ECG -> Paper, a matplotlib Figure true to scale. ECGError: missing leads, unknown layout, overlay of another shape.
+    """ECG -> Paper, a matplotlib Figure to scale. ECGError: missing leads, unknown layout, overlay of another shape.
 
-    `layout` is '3x4+1', '3x4', '6x2', '12x1' or 'auto'; shown are `seconds` from `start`; `rhythm` names the lead of the
-    rhythm strip. With `ax` it is drawn into that Axes, proportions kept, and its figure comes back.
+    `layout` is '3x4+1', '3x4', '6x2', '12x1' or 'auto'; shown are `seconds` from `start`; `rhythm` names the lead of
+    the rhythm strip. With `ax` it is drawn into that Axes, proportions kept, and its figure comes back.
     """
     for name, v in dict(mm_per_s=mm_per_s, mm_per_mv=mm_per_mv, seconds=seconds, dpi=dpi).items():
         if not 0 < v < float('inf'):

@@ -73,7 +73,8 @@ def plan(src, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='d
     for k, v in dict(fs=fs, seconds=seconds, stride=stride or seconds).items():
         if not (np.isfinite(v) and v > 0): raise ECGError(f'{k}={v!r}; wanted a number over 0')
     if abs(n - round(n)) > 1e-6 or abs(step - round(step)) > 1e-6 or n < 2:
-        raise ECGError(f'{seconds:g} s, a window each {stride or seconds:g} s, at {fs:g} Hz: no whole numbers of samples')
+        raise ECGError(f'{seconds:g} s, a window each {stride or seconds:g} s, at {fs:g} Hz: '
+                       'no whole numbers of samples')
     said = dict(nan=nan, flat=flat, short=short, clipped=clipped)
     for k, v in said.items():
         if v not in POLICIES[k]: raise ECGError(f'{k}={v!r}; wanted {" or ".join(map(repr, POLICIES[k]))}')
@@ -81,14 +82,16 @@ def plan(src, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='d
         if v < 0: raise ECGError(f'{k}={v!r} Hz; wanted 0 (none) or more')
     if low and high and low >= high: raise ECGError(f'low={low:g} Hz is not under high={high:g} Hz')
     if not len(src): raise ECGError(f'{src!r}: no recordings to prepare')
-    folds = src.frame[src.frame['fold'] > 0].groupby('patient')['fold'].unique()
-    if len(cut := folds[folds.str.len() > 1]):
-        raise ECGError(f'patient {cut.index[0]} is in the folds {sorted(map(int, cut.iloc[0]))}, as are {len(cut) - 1} others; '
+    folds = src.frame[src.frame['fold'] > 0].groupby('patient')['fold'].agg(lambda f: sorted(set(f)))
+    if len(cut := folds[[len(f) > 1 for f in folds]]):
+        raise ECGError(f'patient {cut.index[0]} is in the folds {cut.iloc[0]}, '
+                       f'as are {len(cut) - 1} others; '
                        f"give each patient one fold in the source's table")
     edges = [f'{name} {f:g} Hz' for name, f in (('high-pass', low), ('low-pass', high), ('notch', notch)) if f]
     edges = ', '.join(edges) + ' (zero-phase)' * bool(edges)
-    contract = dict(version=1, leads=lead_names(leads), fs=float(fs), unit='mV', length=round(n), step=round(step), filter=edges,
-                    low=float(low), high=float(high), notch=float(notch), **said, classes=list(src.classes), source=src.config,
+    contract = dict(version=1, leads=lead_names(leads), fs=float(fs), unit='mV', length=round(n), step=round(step),
+                    filter=edges, low=float(low), high=float(high), notch=float(notch), **said,
+                    classes=list(src.classes), source=src.config,
                     source_hash=src.fingerprint())
     return json.loads(json.dumps(contract))
 
@@ -113,9 +116,11 @@ def make_part(src, contract, rows, label, file):
         except Refused as err:
             note(*err.args)
             continue
-        except Exception as err: raise RuntimeError(f'record {row.record} (row {i}): {type(err).__name__}: {err}') from err
+        except Exception as err:
+            raise RuntimeError(f'record {row.record} (row {i}): {type(err).__name__}: {err}') from err
         signal.append(mv)
-        frames += [dict(record=row.record, patient=row.patient, fold=row.fold, labels=row.labels or [], text=row.text, start=s,
+        frames += [dict(record=row.record, patient=row.patient, fold=row.fold, labels=row.labels or [],
+                        text=row.text, start=s,
                         row=int(i), complete=not np.isnan(w).any(), label=y) for s, w in zip(starts, mv)]
         note(*(('', notes) if starts else dropped[0][1:]), kept=len(starts))
         for start, reason, text in dropped:
@@ -126,7 +131,7 @@ def make_part(src, contract, rows, label, file):
     return qc
 
 def part_qc(file, contract):
-    "The QC rows of a part that is there, or None where it must be made (again): a failed read may have been mended since."
+    "The QC rows of a finished part; None where it must be made (again): a failed read may have been mended since."
     try:
         read_shard(file, schema(contract))
         with pa.ipc.open_stream(pa.memory_map(str(file))) as stream: qc = json.loads(stream.schema.metadata[b'qc'])
@@ -141,7 +146,8 @@ def merge(parts, folder, contract, qc):
     shards = -(-int(ends[-1]) // SHARD)
     for k in range(shards):
         a, b = k * SHARD, min((k + 1) * SHARD, int(ends[-1]))
-        mine = [(read_shard(p, schema(contract)), end - m) for p, m, end in zip(parts, sizes, ends) if end > a and end - m < b]
+        spans = [(p, end - m, end) for p, m, end in zip(parts, sizes, ends)]
+        mine = [(read_shard(p, schema(contract)), begin) for p, begin, end in spans if end > a and begin < b]
         pieces = [t.slice(max(0, a - at), min(len(t), b - at) - max(0, a - at)) for t, at in mine]
         whole = pa.Table.from_batches(pieces).replace_schema_metadata(None).combine_chunks()
         write_arrow(folder / f'data-{k:05d}-of-{shards:05d}.arrow', whole.to_batches()[0])
@@ -200,7 +206,8 @@ def only_one(folder):
 def check_same(folder, have, want, remedy):
     "Nothing, or ECGError with the fields in which two contracts differ. Where the source lies does not count."
     if wrong := differing(have, {k: v for k, v in want.items() if k != 'source'}):
-        raise ECGError(f'{folder} was made with another contract:\n  ' + '\n  '.join(wrong) + f'\n{remedy}: rm -r {folder}')
+        lines = '\n  '.join(wrong)
+        raise ECGError(f'{folder} was made with another contract:\n  {lines}\n{remedy}: rm -r {folder}')
 
 def finished(path, contract):
     "The store at `path`, if it is the one that `contract` describes; else ECGError."
@@ -209,9 +216,9 @@ def finished(path, contract):
     shutil.rmtree(path.with_name(path.name + '.partial'), ignore_errors=True)
     return store
 
-def prepare(src, path, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop', short='drop',
-            clipped='keep', stride=None, workers=1, progress=True):
-    "The store of a source at `path`, made if not there yet; interrupted work goes on. ECGError before work where it cannot be."
+def prepare(src, path, fs=250, seconds=10, leads=STANDARD, low=0, high=0, notch=0, nan='drop', flat='drop',
+            short='drop', clipped='keep', stride=None, workers=1, progress=True):
+    "The store of a source at `path`, made if not there; interrupted work goes on. ECGError, early, where it cannot be."
     if workers < 1: raise ECGError(f'workers={workers}; wanted 1 or more processes')
     path = Path(path).expanduser()
     contract = plan(src, fs, seconds, leads, low, high, notch, nan, flat, short, clipped, stride)
@@ -229,13 +236,15 @@ def build(src, path, partial, contract, workers, progress):
     note, label, n = partial / 'contract.json', src.label_matrix(), len(src)
     if not note.exists(): write_json(note, contract)
     try: have = json.loads(note.read_bytes())
-    except ValueError as err: raise ECGError(f'{note}: not JSON ({err}); remove the unfinished work: rm -r {partial}') from None
+    except ValueError as err:
+        raise ECGError(f'{note}: not JSON ({err}); remove the unfinished work: rm -r {partial}') from None
     check_same(partial, have, contract, 'go on with the same arguments, or remove the unfinished work')
     for old in partial.glob('*.tmp'): old.unlink()
     size = min(64, max(8, n // 64))
     rows = [np.arange(a, min(a + size, n)) for a in range(0, n, size)]
     parts = {k: (r, label[r], partial / f'part-{k:06d}.arrow') for k, r in enumerate(rows)}
-    qc = {k: seen for k, (_, _, file) in parts.items() if file.exists() and (seen := part_qc(file, contract)) is not None}
+    there = {k: part_qc(file, contract) for k, (_, _, file) in parts.items() if file.exists()}
+    qc = {k: seen for k, seen in there.items() if seen is not None}
     todo = {k: task for k, task in parts.items() if k not in qc}
     done, lost = 0, []
     bar = tqdm(total=n, initial=sum(len(rows[k]) for k in qc), unit='ECG', desc=path.name, disable=not progress)
@@ -265,20 +274,27 @@ def main(args=None):
     args = list(sys.argv[1:] if args is None else args)
     if not args or {'-h', '--help'} & set(args):
         fields = [(f'{k}={v}', said) for k, _, v, said in fields_of(Prepare)]
-        fields += [('path=', 'folder of the store, default: cache/SOURCE'), ('source.FIELD=', "a field of the source")]
-        print(f"ecgnb prepare SOURCE key=value ...\n\nsources: {', '.join(source)}\n" + '\n'.join(f'  {a:<28}  {b}' for a, b in fields))
+        fields += [('out=', 'folder of the store, default: cache/SOURCE')]
+        names = [a for a in args if a in source]
+        if names: fields += [(f'source.{k}={v}', said) for k, _, v, said in fields_of(source[names[0]])]
+        else: fields += [('source.FIELD=', 'a field of the source; SOURCE -h lists them')]
+        rows = '\n'.join(f'  {a:<28}  {b}' for a, b in fields)
+        print(f"ecgnb prepare SOURCE key=value ...\n\nsources: {', '.join(source)}\n{rows}")
         return
-    cls, given, how, path = source[args[0]], {}, {}, ''
+    cls, given, how, out = source[args[0]], {}, {}, ''
     for text in args[1:]:
         key, eq, value = text.partition('=')
         if not eq: raise ECGError(f'{text!r}: wanted key=value, such as fs=250')
         kind, name = (cls, key.removeprefix('source.')) if key.startswith('source.') else (Prepare, key)
-        if key == 'path': path = value; continue
+        if key == 'out':
+            out = value
+            continue
         if name not in kind.__dataclass_fields__: raise no_field(kind, name)
         (given if kind is cls else how)[name] = parsed(kind, name, value)
-    store = prepare(cls(**given), path or setting('cache') / args[0], **how)
+    store = prepare(cls(**given), out or setting('cache') / args[0], **how)
     lost = store.qc[store.qc['kept'] == 0]['reason'].value_counts()
-    print(f"{store}\nleft out: {', '.join(f'{n} {why}' for why, n in lost.items()) or 'nothing'}; the account is in qc.parquet")
+    account = ', '.join(f'{n} {why}' for why, n in lost.items()) or 'nothing'
+    print(f'{store}\nleft out: {account}; the account is in qc.parquet')
 
 # %% ../nbs/0_base/prepare.ipynb #efc6b7e9
 if __name__ == '__main__': main()

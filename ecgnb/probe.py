@@ -6,6 +6,7 @@
 __all__ = ['PENALTIES', 'NEIGHBOURS', 'READERS', 'features', 'twin', 'linear', 'neighbours', 'read', 'Probe', 'probe']
 
 # %% ../nbs/8_evaluation/probe.ipynb #20d46ddc
+import html
 import json
 from dataclasses import dataclass
 import numpy as np
@@ -22,7 +23,7 @@ from .registry import from_config, to_config
 # %% ../nbs/8_evaluation/probe.ipynb #69956072
 @torch.no_grad()
 def features(model, store, batch_size=64, device=None):
-    "float32 (N,D): the frozen features of every window of a store, in its order. CheckpointError where the store is not what the model reads."
+    "float32 (N,D): the frozen features of a store's windows, in order. CheckpointError where contracts differ."
     check_contract(store.contract, contract_of(model), 'the model')
     device, was = device or next(model.parameters()).device, model.training
     model.eval(); out = []
@@ -31,12 +32,14 @@ def features(model, store, batch_size=64, device=None):
         out.append(model.encoder.features(b['signal'], b.get('valid')).float().cpu())
     model.train(was)
     x = torch.cat(out).numpy()
-    if not np.isfinite(x).all(): raise ECGError(f'features of {type(model.encoder).__name__} are not finite in {(~np.isfinite(x)).any(1).sum()} of {len(x)} windows')
+    if not (ok := np.isfinite(x).all(1)).all():
+        raise ECGError(f'features of {type(model.encoder).__name__} are not finite '
+                       f'in {(~ok).sum()} of {len(x)} windows')
     return x
 
 # %% ../nbs/8_evaluation/probe.ipynb #1ef3baa0
 def twin(model, seed=0):
-    "A model of the same configuration with fresh random weights, on the same device; torch's generator is left as it was."
+    "A model of the same configuration with fresh random weights, on its device; torch's generator is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 7919)
         return from_config(to_config(model)).to(next(model.parameters()).device).eval()
@@ -46,7 +49,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.)      # C of scikit-learn's Logisti
 NEIGHBOURS = (5, 10, 20, 40)
 
 def linear(x, y, c):
-    "A function from features to scores (N,K): one L2-penalised logistic regression a class on x (N,D), y (N,K); NaN labels are left out."
+    "Features -> scores (N,K): an L2-penalised logistic regression a class on x (N,D), y (N,K); NaN labels left out."
     from sklearn.linear_model import LogisticRegression
     fits = []
     for col in y.T:
@@ -67,25 +70,28 @@ def neighbours(x, y, k):
 READERS = {'linear': (linear, PENALTIES), 'knn': (neighbours, NEIGHBOURS)}
 
 def read(kind, x, y, parts, usable):
-    "(scores (N,K), thresholds (K,), choice): a reader fitted on parts['train'], chosen on parts['val'] by macro AUROC of the usable classes."
+    "(scores (N,K), thresholds (K,), choice): a reader fitted on 'train', chosen on 'val' by macro AUROC of `usable`."
     make, choices = READERS[kind]
     tr, va = parts['train'], parts['val']
     mean, std = x[tr].mean(0), x[tr].std(0)
     x = (x - mean)/np.where(std > 1e-8, std, 1)
     best = (-1, None, None)
     for c in choices:
-        f = make(x[tr], y[tr], min(c, len(tr)) if kind == 'knn' else c)
+        c = min(c, len(tr)) if kind == 'knn' else c
+        f = make(x[tr], y[tr], c)
         value = np.nanmean(judge(f(x[va]), y[va], np.ones((0, len(va))))['auroc'][0][usable])
         if value > best[0] + 1e-9: best = (value, c, f)
     if best[2] is None: raise ECGError('the validation patients have no class with both sides; choose larger folds')
     s = best[2](x)
     known = ~np.isnan(y[va])
-    return s, [best_threshold(s[va][m, k], y[va][m, k]) if len(set(y[va][m, k])) == 2 else 0. for k, m in enumerate(known.T)], best[1]
+    def threshold(k, m):
+        return best_threshold(s[va][m, k], y[va][m, k]) if len(set(y[va][m, k])) == 2 else 0.
+    return s, [threshold(k, m) for k, m in enumerate(known.T)], best[1]
 
 # %% ../nbs/8_evaluation/probe.ipynb #246e9368
 @dataclass(repr=False)
 class Probe:
-    "The result of a probe: `frame` (a row a reader, metric and class), `protocol` (one paragraph), `scores` (reader -> (N,K) on the test windows)."
+    "The result of a probe: the table, how it came about, and the scores behind it."
     frame: pd.DataFrame    # a row a reader, metric and class ('macro' too): model, random, gain, each with its interval
     protocol: str          # how the numbers came about
     scores: dict           # reader -> (N,K) scores of the test windows
@@ -95,29 +101,41 @@ class Probe:
         "The macro rows as a table of text: value [low, high]."
         m = self.frame[self.frame['class'] == 'macro']
         text = lambda v, a, b, sign='': f'{v:{sign}.3f} [{a:{sign}.3f}, {b:{sign}.3f}]'
-        return pd.DataFrame([dict(reader=r.reader, metric=r.metric, model=text(r.model, r.low, r.high), random=text(r.random, r.random_low, r.random_high),
-                                  gain=text(r.gain, r.gain_low, r.gain_high, '+')) for r in m.itertuples()])
-    def _repr_html_(self): return f'<p>{self.protocol}</p>' + self.macro.to_html(index=False)
+        rows = [dict(reader=r.reader, metric=r.metric, model=text(r.model, r.low, r.high),
+                     random=text(r.random, r.random_low, r.random_high),
+                     gain=text(r.gain, r.gain_low, r.gain_high, '+'))
+                for r in m.itertuples()]
+        return pd.DataFrame(rows)
+    def _repr_html_(self): return f'<p>{html.escape(self.protocol)}</p>{self.macro.to_html(index=False)}'
     def __repr__(self): return f'{self.macro.to_string(index=False)}\n{self.protocol}'
     def to_json(self): return dict(protocol=self.protocol, rows=json.loads(self.frame.to_json(orient='records')))
 
-def probe(model, store, train='train', val='val', test='test', readers=('linear', 'knn'), twins=3, times=1000, seed=0, device=None):
-    """Linear probe and k-NN on the frozen features of `model`, and of `twins` random ones. Folds as in `Store.fold`. ECGError where a
-    patient is in two of them, or no class can be judged."""
+def probe(model, store, train='train', val='val', test='test', readers=('linear', 'knn'), twins=3, times=1000, seed=0,
+          device=None):
+    """Linear probe and k-NN on the frozen features of `model` and of `twins` random ones -> Probe. Folds as in
+    `Store.fold`. ECGError where a patient is in two of them, or no class can be judged."""
+    if not hasattr(model, 'representation') or not hasattr(model, 'encoder'):
+        raise ECGError(f'{type(model).__name__} is no model with a representation and an encoder; give an objective, such as '
+                       "objective['masked'](representation['signal'](), encoder)")
     check_contract(store.contract, contract_of(model), 'the model')
-    parts = {k: np.flatnonzero(store.frame['fold'].isin(fold_numbers(v))) for k, v in (('train', train), ('val', val), ('test', test))}
+    folds = {'train': train, 'val': val, 'test': test}
+    parts = {k: np.flatnonzero(store.frame['fold'].isin(fold_numbers(v))) for k, v in folds.items()}
     patients, y = store.frame['patient'].to_numpy(str), np.asarray(store.labels, np.float64)
     for a, b in (('train', 'val'), ('train', 'test'), ('val', 'test')):
         both = set(patients[parts[a]]) & set(patients[parts[b]])
         if both: raise ECGError(f'patient {sorted(both)[0]} is in {a} and in {b}; split by patient')
     for k, i in parts.items():
-        if not len(i): raise ECGError(f'no window in {k}; the folds of this store are {sorted(set(store.frame["fold"]))}')
+        if not len(i):
+            raise ECGError(f'no window in {k}; the folds of this store are {sorted(set(store.frame["fold"]))}')
     te = parts['test']
-    usable = countable(y[te], patients[te]) & countable(y[parts['train']], patients[parts['train']])
-    if not usable.any(): raise ECGError(f'none of {", ".join(store.classes)} has two patients with and two without it in train and test')
+    tr, va = parts['train'], parts['val']
+    usable = countable(y[te], patients[te]) & countable(y[tr], patients[tr]) & countable(y[va], patients[va], 1)
+    if not usable.any():
+        raise ECGError(f'none of {", ".join(store.classes)} has two patients with and two without it in train and test, and one in val')
     weight = resamples(y[te][:, usable], patients[te], times, seed)
     names = [c for c, u in zip(store.classes, usable) if u]
-    sets = [features(model, store, device=device)] + [features(twin(model, seed + i), store, device=device) for i in range(twins)]
+    others = (features(twin(model, seed + i), store, device=device) for i in range(twins))
+    sets = [features(model, store, device=device), *others]
     rows, scores, chosen = [], {}, {}
     for kind in readers:
         values = []
@@ -126,17 +144,26 @@ def probe(model, store, train='train', val='val', test='test', readers=('linear'
             if not n: scores[kind], chosen[kind] = s[te], choice
             values.append(judge(s[te][:, usable], y[te][:, usable], weight, np.asarray(thresholds)[usable]))
         for metric in METRICS:
-            own, rand = values[0][metric], np.mean([v[metric] for v in values[1:]], 0) if twins else np.full_like(values[0][metric], np.nan)
+            own = values[0][metric]
+            rand = np.mean([v[metric] for v in values[1:]], 0) if twins else np.full_like(own, np.nan)
             for j, name in enumerate([*names, 'macro']):
                 a, b = (own.mean(1), rand.mean(1)) if name == 'macro' else (own[:, j], rand[:, j])
-                cells = [interval(a), interval(b), interval(a - b)] if twins else [interval(a), (np.nan,)*3, (np.nan,)*3]
-                rows.append(dict(reader=kind, metric=metric, **{'class': name}, n=int(np.nansum(y[te][:, usable][:, j])) if name != 'macro' else len(te),
-                                 **{f'{p}{q}': v for p, c in zip(('', 'random_', 'gain_'), cells) for q, v in zip(('value', 'low', 'high'), c)}))
+                both = (interval(b), interval(a - b)) if twins else ((np.nan,)*3,)*2
+                n = len(te) if name == 'macro' else int(np.nansum(y[te][:, usable][:, j]))
+                row = {'reader': kind, 'metric': metric, 'class': name, 'n': n}
+                for p, cells in zip(('', 'random_', 'gain_'), (interval(a), *both)):
+                    row |= {f'{p}{q}': v for q, v in zip(('value', 'low', 'high'), cells)}
+                rows.append(row)
     frame = pd.DataFrame(rows).rename(columns={'value': 'model', 'random_value': 'random', 'gain_value': 'gain'})
     left = [c for c, u in zip(store.classes, usable) if not u]
     count = lambda k: f'{len(parts[k])} windows of {len(set(patients[parts[k]]))} patients'
-    protocol = (f"Frozen features, standardised on train. Train: fold {train}, {count('train')}; choices (penalty, k, thresholds of F1): fold {val}, {count('val')}; "
-                f"test: fold {test}, {count('test')}; no patient in two. Chosen: {', '.join(f'{k} {v:g}' for k, v in chosen.items())}. "
-                f"Macro over {', '.join(names)}{'; too few to judge: ' + ', '.join(left) if left else ''}. Intervals: 95 %, {times} bootstrap draws of test patients, "
-                f"every class kept, seed {seed}. Random: mean of {twins} models of the same configuration without training; gain: difference on the same draws.")
+    chosen = ', '.join(f'{k} {v:g}' for k, v in chosen.items())
+    few = f"; too few to judge: {', '.join(left)}" if left else ''
+    protocol = (f"Frozen features, standardised on train. Train: fold {train}, {count('train')}; "
+                f"choices (penalty, k, thresholds of F1): fold {val}, {count('val')}; "
+                f"test: fold {test}, {count('test')}; no patient in two. Chosen: {chosen}. "
+                f"Macro over {', '.join(names)}{few}. "
+                f"Intervals: 95 %, {times} bootstrap draws of test patients, every class kept, seed {seed}. "
+                f"Random: mean of {twins} models of the same configuration without training; "
+                "gain: difference on the same draws.")
     return Probe(frame, protocol, scores)

@@ -12,7 +12,9 @@ import ast
 import json
 from .fit import Fit
 from .leads import STANDARD, lead_names
+from .records import fold_numbers
 from .registry import PartError, did_you_mean, fields_of, from_config, no_field, options, registries, to_config, typed
+from .settings import setting
 
 # %% ../nbs/7_training/recipes.ipynb #6a9d4a07
 @options
@@ -45,6 +47,12 @@ class Train:
     delta: float = 1e-3                # improvement that counts, fraction of the best loss
     track: str = ''                    # wandb, tensorboard or trackio, besides log.jsonl
 
+    def __post_init__(self):
+        for name in ('batch_size', 'every', 'save', 'keep', 'log'):
+            if getattr(self, name) < 1: raise ValueError(f'train.{name}={getattr(self, name)}; wanted 1 or more')
+        if self.patience < 0 or self.delta < 0: raise ValueError('train.patience and train.delta: wanted 0 or more')
+        for name in ('train', 'val'): fold_numbers(getattr(self, name))
+
 SECTIONS = {'prepare': Prepare, 'fit': Fit, 'train': Train}
 
 def section(cls, **given):
@@ -68,18 +76,20 @@ def recipe(f):
     recipes[f.__name__] = f
     return f
 
-def masked(encoder, **fields):
+def masked(encoder, signal=None, **fields):
     "A masked autoencoder's configuration."
-    return {'objective': 'masked', 'representation': {'representation': 'signal'}, 'encoder': encoder, **fields}
+    return {'objective': 'masked', 'representation': signal or {'representation': 'signal'}, 'encoder': encoder, **fields}
 
 PUBLISHED = dict(fit=dict(steps=100_000, lr=3e-4, warmup=2000), train=dict(batch_size=256, every=2000, save=2000))
 
 @recipe
 def tiny():
-    "ST-MEM in miniature: 0.6 million parameters, a few minutes on a CPU core."
-    encoder = {'encoder': 'st_vit', 'dim': 96, 'depth': 4, 'heads': 4, 'patch': 50}
-    return run_of(masked(encoder, dec_dim=64, dec_depth=2, dec_heads=4), prepare=dict(fs=100.),
-                  fit=dict(steps=300, lr=1e-3, warmup=30, ema=.99), train=dict(batch_size=32, every=50, save=100))
+    "ST-MEM in miniature: 0.2 million parameters, some minutes on a CPU core."
+    encoder = {'encoder': 'st_vit', 'dim': 64, 'depth': 3, 'heads': 4, 'patch': 50, 'temperature': 100., 'patch_norm': False}
+    decoder = dict(dec_dim=48, dec_depth=1, dec_heads=4, dec_temperature=100.)
+    signal = {'representation': 'signal', 'scope': 'record'}
+    return run_of(masked(encoder, signal, ratio=.5, **decoder), prepare=dict(fs=100., low=.5),
+                  fit=dict(steps=2000, optim='muon', lr=.02, warmup=50, ema=.99), train=dict(batch_size=16, every=250, save=250))
 
 @recipe
 def mae_vit():
@@ -112,21 +122,30 @@ def override(run, text):
     *heads, last = path.strip().split('.')
     at = run
     for i, key in enumerate(heads):
-        if not isinstance(at.get(key), dict): raise PartError(f"{text!r}: no '{'.'.join(heads[:i + 1])}'; {did_you_mean(key, [k for k, v in at.items() if isinstance(v, dict)])}")
+        if not isinstance(at.get(key), dict):
+            hint = did_you_mean(key, [k for k, v in at.items() if isinstance(v, dict)])
+            raise PartError(f"{text!r}: no '{'.'.join(heads[:i + 1])}'; {hint}")
         at = at[key]
-    if at is run and last not in run: raise PartError(f"{text!r}: a run has no '{last}'; {did_you_mean(last, run)}")
-    if at is run and last == 'out': run['out'] = value; return
-    if at is run and last in SECTIONS: raise PartError(f"{text!r}: '{last}' is a section; set one of its fields, such as {last}.{next(iter(run[last]))}=...")
+    if at is run and last not in run:
+        there = [name for name in SECTIONS if last in run[name]]
+        raise PartError(f"{text!r}: a run has no '{last}'; " + (f'did you mean {there[0]}.{text}?' if there else did_you_mean(last, run)))
+    if at is run and last == 'out':
+        run['out'] = value
+        return
+    if at is run and last in SECTIONS:
+        raise PartError(f"{text!r}: '{last}' is a section; set one of its fields, such as {last}.{next(iter(run[last]))}=...")
     if at is run or last in registries:
         kind = {'source': 'source', 'model': 'objective'}.get(last, last)
         registries[kind][value]                                                     # a name that exists
         keep = {k: v for k, v in at.get(last, {}).items() if isinstance(v, dict)} if last == 'model' else {}
         if at is run or isinstance(at.get(last), dict): at[last] = {kind: value, **keep}
-        else: raise PartError(f"{text!r}: '{'.'.join(heads)}' is a {last} already; exchange it with {'.'.join(heads)}={value}")
+        else:
+            there = '.'.join(heads)
+            raise PartError(f"{text!r}: '{there}' is a {last} already; exchange it with {there}={value}")
         return
     cls = SECTIONS[heads[-1]] if at is run.get(heads[-1]) and heads[-1] in SECTIONS else part_class(at)
     if last not in cls.__dataclass_fields__: raise no_field(cls, last)
-    if isinstance(at.get(last), dict) and last not in registries: raise PartError(f'{text!r}: {last} is a part; set its fields')
+    if isinstance(at.get(last), dict): raise PartError(f'{text!r}: {last} is a part; set its fields')
     at[last] = parsed(cls, last, value)
 
 def part_class(config):
@@ -150,7 +169,7 @@ def contract_of_run(run):
 
 def fill_in(config, facts):
     "A part's configuration with `facts` in the fields of those names that it does not set, nested parts included."
-    names = {f for f, *_ in fields_of(part_class(config))}
+    names = part_class(config).__dataclass_fields__
     out = dict(config)
     for k, v in facts.items():
         if k in names: out.setdefault(k, v)
@@ -168,7 +187,7 @@ def complete(run):
     for name, cls in SECTIONS.items(): run[name] = section(cls, **run[name])
     run['model'] = fill_in(run['model'], contract_of_run(run))
     source = from_config(run['source'])
-    out = run.get('out') or f"runs/{run.get('recipe', 'run')}-{run['source']['source']}"
+    out = run.get('out') or setting('runs') / f"{run.get('recipe', 'run')}-{run['source']['source']}"
     return {'recipe': run.get('recipe', ''), **run, 'source': to_config(source), 'out': str(out)}
 
 # %% ../nbs/7_training/recipes.ipynb #5510f741
@@ -177,11 +196,14 @@ def help_of(run):
     lines = []
     def part(config, path):
         for name, kind, default, comment in fields_of(part_class(config)):
-            if isinstance(config.get(name), dict): lines.append((f'{path}.{name}={next(iter(config[name].values()))}', comment)); part(config[name], f'{path}.{name}')
+            if isinstance(config.get(name), dict):
+                lines.append((f'{path}.{name}={next(iter(config[name].values()))}', comment))
+                part(config[name], f'{path}.{name}')
             else: lines.append((f'{path}.{name}={config.get(name, default)}', comment))
-    lines.append((f"source={run['source']['source']}", 'where the ECGs come from')); part(run['source'], 'source')
+    lines += [(f"out={run['out']}", 'folder of the run'), (f"source={run['source']['source']}", 'where the ECGs come from')]
+    part(run['source'], 'source')
     for s, cls in SECTIONS.items(): lines += [(f'{s}.{n}={run[s][n]}', c) for n, _, _, c in fields_of(cls)]
-    lines.append((f"model={run['model']['objective']}", 'the objective')); part(run['model'], 'model')
-    lines.append((f"out={run['out']}", 'folder of the run'))
+    lines.append((f"model={run['model']['objective']}", 'the objective'))
+    part(run['model'], 'model')
     wide = min(48, max(len(a) for a, _ in lines))
     return '\n'.join(f'  {a:<{wide}}  {b}' for a, b in lines)

@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'FOLDS', 'some', 'ids', 'check_frame', 'assign', 'check_sp
 
 # %% ../nbs/0_base/records.ipynb #1fa53369
 import hashlib
+import html
 import json
 import operator
 import re
@@ -195,8 +196,9 @@ class Source:
 
     def _repr_html_(self):
         f = self.frame.head(5).drop(columns='scp', errors='ignore')
-        return f"<p><code>{self!r}</code><br>{len(self)} recordings of {self.frame['patient'].nunique()} patients; " \
-               f"classes: {some(self.classes, 12) or 'none'}</p>{f.to_html(max_cols=12)}"
+        say = lambda text: html.escape(str(text))
+        return f"<p><code>{say(repr(self))}</code><br>{len(self)} recordings of {self.frame['patient'].nunique()} patients; " \
+               f"classes: {say(some(self.classes, 12) or 'none')}</p>{f.to_html(max_cols=12)}"
 
 Source._file = Source.__len__.__code__.co_filename
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['source', 'representation', 'encoder', 'objective', 'connector', 'registries', 'PartError', 'snake', 'did_you_mean',
-           'comments', 'fields_of', 'options', 'Registry', 'no_field', 'describe', 'to_config', 'from_config', 'typed']
+           'comments', 'fields_of', 'options', 'Registry', 'no_field', 'facts', 'describe', 'to_config', 'from_config',
+           'typed']
 
 # %% ../nbs/0_base/registry.ipynb #a30fa713
 import ast
@@ -64,7 +65,8 @@ def options(cls, depth=1):
         made(part, *args, **given)
     __init__.__signature__ = inspect.signature(made)
     cls.__init__ = __init__
-    if '__repr__' not in cls.__dict__ and not module: cls.__repr__ = describe
+    if module and 'extra_repr' not in cls.__dict__: cls.extra_repr = facts
+    elif '__repr__' not in cls.__dict__ and not module: cls.__repr__ = describe
     return cls
 
 class Registry:
@@ -88,13 +90,18 @@ class Registry:
     def __len__(self): return len(self.names() | set(self.parts))
 
     def _repr_markdown_(self):
-        rows = [(n, ' '.join((self[n].__doc__ or '').split()), ', '.join(f.name for f in fields(self[n]))) for n in self]
-        return '\n'.join([f'| {self.kind} | what | fields |', '|---|---|---|', *(f'| `{n}` | {d} | {f} |' for n, d, f in rows)])
+        about = lambda cls: (' '.join((cls.__doc__ or '').split()), ', '.join(f.name for f in fields(cls)))
+        rows = ['| `{}` | {} | {} |'.format(n, *about(self[n])) for n in self]
+        return '\n'.join([f'| {self.kind} | what | fields |', '|---|---|---|', *rows])
     def __repr__(self): return f"{self.kind}: {', '.join(self)}"
 
 def no_field(cls, name):
     "The error for a field that a part does not have."
     return PartError(f"{cls.__name__} has no field '{name}'; it has {', '.join(f.name for f in fields(cls))}")
+
+def facts(part):
+    "The fields of a part that are not parts, as torch shows them inside a model."
+    return ', '.join(f'{f.name}={v!r}' for f in fields(part) if not hasattr(v := getattr(part, f.name), '_registry'))
 
 def describe(part):
     "`StVit(dim=768, depth=12)`: a part as one would type it."
@@ -128,7 +135,8 @@ def typed(cls, name, value):
     seen = type(value).__name__
     if want == 'float' and seen == 'int': return float(value)
     if want in ('bool', 'int', 'float', 'str') and seen != want:
-        raise PartError(f"{cls.__name__}.{name} is {value!r} ({seen}); wanted {want}, such as {name}={getattr(cls, name)!r}")
+        raise PartError(f'{cls.__name__}.{name} is {value!r} ({seen}); '
+                        f'wanted {want}, such as {name}={getattr(cls, name)!r}')
     return value
 
 registries = {r.kind: r for r in (source, representation, encoder, objective, connector)}

@@ -20,34 +20,38 @@ def find_up(name, start=None):
     return next((d / name for d in (here, *here.parents) if (d / name).exists()), None)
 
 def settings_file(start=None):
-    "The `settings.ini` that counts here: $ECGNB_SETTINGS, else the first one from the working directory upwards; None without one."
+    "The `settings.ini` that counts: $ECGNB_SETTINGS, else the first one from the working directory upwards, or None."
     said = os.environ.get('ECGNB_SETTINGS')
     return Path(said) if said else find_up('settings.ini', start)
 
 def read_settings(start=None):
-    "(configparser, file): the settings that count here. ValueError names the file, the section and the key that is not known."
+    "(configparser, file): the settings that count here. ValueError names the file, the section and the unknown key."
     parser, file = configparser.ConfigParser(interpolation=None), settings_file(start)
     if file is None: return parser, None
     try: parser.read_string(file.read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f'{file}: no such file; ECGNB_SETTINGS names it') from None
-    except (configparser.Error, UnicodeDecodeError) as err: raise ValueError(f'{file}: not a settings file: {err}') from err
+    except (configparser.Error, UnicodeDecodeError) as err:
+        raise ValueError(f'{file}: not a settings file: {err}') from err
     for section in parser.sections():
         if section == 'data': continue
-        if section not in KEYS: raise ValueError(f'{file}: no section [{section}]; {did_you_mean(section, ["data", *KEYS])}')
+        if section not in KEYS:
+            raise ValueError(f'{file}: no section [{section}]; {did_you_mean(section, ["data", *KEYS])}')
         for key in parser[section]:
-            if key not in KEYS[section]: raise ValueError(f'{file}: [{section}] has no key {key!r}; {did_you_mean(key, KEYS[section])}')
+            if key not in KEYS[section]:
+                raise ValueError(f'{file}: [{section}] has no key {key!r}; {did_you_mean(key, KEYS[section])}')
     return parser, file
 
 # %% ../nbs/0_base/settings.ipynb #acf65092
 def setting(key, start=None):
-    "The path called `key` ('runs', 'cache'): $ECGNB_RUNS or $ECGNB_CACHE, else [paths] of settings.ini, else beside that file."
+    "The path of `key` ('runs', 'cache'): $ECGNB_RUNS or $ECGNB_CACHE, else [paths] of settings.ini, else beside it."
     if key not in KEYS['paths']: raise ValueError(f'no setting {key!r}; {did_you_mean(key, KEYS["paths"])}')
     if said := os.environ.get(f'ECGNB_{key.upper()}'): return Path(said).expanduser()
     parser, file = read_settings(start)
-    return (file.parent if file else Path.cwd()) / Path(parser.get('paths', key, fallback=KEYS['paths'][key])).expanduser()
+    line = parser.get('paths', key, fallback=KEYS['paths'][key])
+    return (file.parent if file else Path.cwd()) / Path(line).expanduser()
 
 def data_dir(name, start=None):
-    "The folder of the data set `name`, or None. ValueError where settings.ini or $ECGNB_DATA names a folder that is not there."
+    "The folder of the data set `name`, or None. ValueError where settings.ini or $ECGNB_DATA names none that is there."
     if said := os.environ.get('ECGNB_DATA'):
         if not Path(said).is_dir(): raise ValueError(f'ECGNB_DATA={said}: no such folder')
         if Path(said, name).is_dir(): return Path(said, name)

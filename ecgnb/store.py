@@ -25,7 +25,7 @@ from .records import fold_numbers
 SHARD = 8192           # most windows in one file
 
 def quantise(mv):
-    "float32 (N,C,T) mV, NaN = not recorded -> int16 (N,C,T), float32 scale (N,C): mV = int16 * scale, to within scale / 2."
+    "float32 (N,C,T) mV, NaN = not recorded -> int16 (N,C,T), float32 scale (N,C): mV = int16 * scale, to scale / 2."
     missing = np.isnan(mv)
     x = np.where(missing, 0, mv).astype(np.float64)
     scale = (np.maximum(np.abs(x).max(-1, initial=0), 1e-6) / 32767).astype(np.float32)
@@ -34,14 +34,15 @@ def quantise(mv):
     return signal, scale
 
 # %% ../nbs/0_base/store.ipynb #3e938505
-PLAIN = dict(record=pa.string(), patient=pa.string(), fold=pa.int16(), text=pa.string(), start=pa.float32(), row=pa.int32(),
-             complete=pa.bool_())
+PLAIN = dict(record=pa.string(), patient=pa.string(), fold=pa.int16(), text=pa.string(), start=pa.float32(),
+             row=pa.int32(), complete=pa.bool_())
 
 def schema(contract):
-    "The Arrow schema of a store: signal, scale, label where there are classes, labels (their names), the plain columns."
+    "The Arrow schema of a store: signal, scale, label where there are classes, labels (their names), plain columns."
     leads, classes = len(contract['leads']), len(contract['classes'])
     label = {'label': pa.list_(pa.float32(), classes)} if classes else {}
-    return pa.schema({'signal': pa.list_(pa.list_(pa.int16(), contract['length']), leads), 'scale': pa.list_(pa.float32(), leads),
+    return pa.schema({'signal': pa.list_(pa.list_(pa.int16(), contract['length']), leads),
+                      'scale': pa.list_(pa.float32(), leads),
                       **label, 'labels': pa.list_(pa.string()), **PLAIN})
 
 def feature(kind):
@@ -100,10 +101,11 @@ def seal(folder, contract):
     folder = Path(folder)
     data, want = sorted(f.name for f in folder.glob('data-*.arrow')), schema(contract)
     features = {f.name: feature(f.type) for f in want}
-    write_json(folder / 'dataset_info.json', dict(citation='', description='', features=features, homepage='', license=''))
-    write_json(folder / 'state.json', dict(_data_files=[dict(filename=n) for n in data], _fingerprint=signature(contract)[:16],
-                                           _format_columns=None, _format_kwargs={}, _format_type=None, _output_all_columns=False,
-                                           _split=None))
+    info = dict(citation='', description='', features=features, homepage='', license='')
+    write_json(folder / 'dataset_info.json', info)
+    state = dict(_data_files=[dict(filename=n) for n in data], _fingerprint=signature(contract)[:16],
+                 _format_columns=None, _format_kwargs={}, _format_type=None, _output_all_columns=False, _split=None)
+    write_json(folder / 'state.json', state)
     files = {f.name: [f.stat().st_size, sha256(f)] for f in sorted(folder.iterdir()) if f.name != 'contract.json'}
     contract = {**contract, 'files': files}
     write_json(folder / 'contract.json', {**contract, 'seal': signature(contract)})
@@ -130,7 +132,8 @@ def read_shard(file, want):
     "An Arrow file as its one record batch of schema `want`, memory-mapped. ECGError where it is anything else."
     try:
         with pa.ipc.open_stream(pa.memory_map(str(file))) as stream:
-            if not stream.schema.equals(want): raise ECGError(f'it holds {stream.schema.names}, the contract wants {want.names}')
+            if not stream.schema.equals(want):
+                raise ECGError(f'it holds {stream.schema.names}, the contract wants {want.names}')
             batch, *more = stream
         for name in want.names: batch[name].validate(full=name != 'signal')
         if more or any(c.null_count for c in batch.columns): raise ECGError('two record batches, or missing values')
@@ -162,7 +165,7 @@ class Store:
         self.leads, self.fs, self.length = tuple(contract['leads']), float(contract['fs']), contract['length']
         self.classes = tuple(contract['classes'])
         C, K, n = len(self.leads), len(self.classes), [len(b) for b in shards]
-        self.blocks = [flat(b['signal'].flatten(), C, self.length) for b in shards]    # int16 (n,C,T) views of the memory maps
+        self.blocks = [flat(b['signal'].flatten(), C, self.length) for b in shards]    # int16 (n,C,T), memory maps
         self.starts = np.cumsum([0, *n])                                               # first row of each block
         self.scales = np.concatenate([flat(b['scale'], C) for b in shards])            # float32 (N,C)
         self.marks = np.concatenate([flat(b['label'], K) for b in shards]) if K else np.zeros((sum(n), 0), np.float32)
@@ -199,7 +202,8 @@ class Store:
         mv = np.where(q == MISSING, np.float32(np.nan), q * scale[:, None])
         row = self.frame.iloc[int(i)]
         labels = None if np.isnan(self.labels[i]).any() else list(row.labels)
-        return ECG(mv, self.fs, self.leads, dict(record=row.record, patient=row.patient, fold=int(row.fold), labels=labels,
+        return ECG(mv, self.fs, self.leads, dict(record=row.record, patient=row.patient, fold=int(row.fold),
+                                                 labels=labels,
                                                  report=row.text, start=float(row.start),
                                                  source=self.contract['source'].get('source', ''),
                                                  filter=self.contract['filter']))
@@ -219,7 +223,8 @@ class Store:
         "The view of the folds 'train' (1-8), 'val' (9), 'test' (10), or as written: '1-4,10'. ECGError where empty."
         mine = self.frame['fold'].isin(fold_numbers(which)).to_numpy()
         if not mine.any():
-            raise ECGError(f"{self.path}: no windows in fold {which!r}; it has folds {sorted(set(self.frame['fold'].tolist()))}")
+            folds = sorted(set(self.frame['fold'].tolist()))
+            raise ECGError(f'{self.path}: no windows in fold {which!r}; it has folds {folds}')
         return self.select(mine)
 
     @cached_property

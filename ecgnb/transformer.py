@@ -47,7 +47,7 @@ def sincos(n, dim, temperature=10_000.):
 
 # %% ../nbs/0_base/transformer.ipynb #0d7833ad
 class Positions(nn.Module):
-    "Places of `before` special tokens, n patches, `after` special tokens: 'sincos' (zero at the special ones) or 'learned'."
+    "Places of `before` special tokens, n patches, `after` more: 'sincos' (zero at the special ones) or 'learned'."
     def __init__(self, n, dim, kind='sincos', before=0, after=0, temperature=10_000.):
         super().__init__()
         want(kind in ('sincos', 'learned'), f"positions={kind!r}: use 'sincos' or 'learned'")
@@ -127,7 +127,7 @@ def pool(z, keep=None):
 
 # %% ../nbs/0_base/transformer.ipynb #cd934ad0
 def rename(weights, rules, model=None):
-    "State dict with keys translated by [(pattern, replacement; None = leave out)]. ECGError lists all that does not fit."
+    "State dict with keys translated by [(pattern, replacement; None = leave out)]. ECGError lists all misfits."
     out, bad = {}, []
     for key, value in weights.items():
         hits = [(p, r) for p, r in rules if re.fullmatch(p, key)]

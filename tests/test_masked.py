@@ -236,7 +236,10 @@ def test_loss_counts_only_recorded_samples():
         out = m(b)
         mask = out.pred['mask']
         assert not (mask & ~valid).any() and mask.any()
-        assert torch.allclose(out.loss, b['signal'][mask].square().mean(), atol=1e-6)
+        each = [b['signal'][i][mask[i]].square().mean() for i in range(2)]        # an ECG weighs the same, however much was recorded
+        assert torch.allclose(out.loss, torch.stack(each).mean(), atol=1e-6)
+        halves = [m({k: v[i:i + 1] for k, v in b.items() if isinstance(v, torch.Tensor)}, out.pred['noise'][i:i + 1]).loss for i in range(2)]
+        assert torch.allclose(out.loss, torch.stack(halves).mean(), atol=1e-6)     # so the halves of a batch average to the batch
         other = b | {'signal': b['signal'].masked_fill(~valid, 1e3)}
         assert torch.equal(m(other).loss, out.loss)
 

@@ -28,6 +28,7 @@ class StVit(nn.Module):
     mlp: int = 0               # width of the MLP; 0 = 4 * dim
     prenorm: bool = True       # normalise before attention and MLP (else after)
     positions: str = 'sincos'  # 'sincos' (fixed) or 'learned'
+    patch_norm: bool = True    # LayerNorm before and after the patch's linear layer; it removes each patch's amplitude
     temperature: float = 10_000.  # of the sincos positions; near 100 small models learn faster
     dropout: float = 0.        # dropout in attention, its output and the MLP
 
@@ -38,7 +39,7 @@ class StVit(nn.Module):
              f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
         self.groups, self.count, self.before, self.after = len(self.names), self.length // self.size, 1, 1
         self.n_tokens = self.groups * self.count
-        self.embedding = PatchEmbed(self.width, self.dim)
+        self.embedding = PatchEmbed(self.width, self.dim, self.patch_norm)
         self.places = Positions(self.count, self.dim, self.positions, self.before, self.after, self.temperature)
         self.transformer = Transformer(self.depth, self.dim, self.heads, head_dim=self.head_dim, mlp=self.mlp,
                                        prenorm=self.prenorm, dropout=self.dropout)

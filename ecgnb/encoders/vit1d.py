@@ -17,7 +17,7 @@ from ..transformer import take, want
 # %% ../../nbs/3_encoders/vit1d.ipynb #c4b991f3
 @encoder
 class Vit1d(nn.Module):
-    "ViT over time slices or whole leads: x (B, C, T) -> tokens (B, N, D). ECGError where the fields cannot fit together."
+    "ViT over time slices or whole leads: x (B, C, T) -> tokens (B, N, D). ECGError where its fields do not fit."
     leads: str = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6'  # the leads, in the order of the channels
     length: int = 2500         # samples per lead
     over: str = 'time'         # what a patch is: 'time' = a slice of all leads, 'lead' = one whole lead
@@ -128,7 +128,7 @@ def vit_rules(ours=''):
         *block_rules(r'encoder\.(?:block)?(\d+)', f'{ours}transformer')]
 
 def tables(weights, before, after, keys=('encoder.pos_embedding', 'decoder_pos_embed')):
-    "The state dict without position tables (1, N, D) that are the sine-cosine ones; others as (N, D), for learned ones."
+    "The state dict without the position tables (1, N, D) that are sine-cosine; others as (N, D), for learned ones."
     out = {k: v for k, v in weights.items() if k not in keys}
     for k in set(keys) & set(weights):
         t = weights[k].float().squeeze(0)
@@ -137,5 +137,5 @@ def tables(weights, before, after, keys=('encoder.pos_embedding', 'decoder_pos_e
     return out
 
 def convert(weights, model=None):
-    "State dict of a reference mae_vit, mtae or mlae -> this encoder's, checked against `model`. ECGError lists misfits."
+    "State dict of a reference mae_vit, mtae or mlae -> this encoder's, checked on `model`. ECGError lists misfits."
     return rename(tables(weights, 1, 0), [*vit_rules(), (DECODER, None)], model)

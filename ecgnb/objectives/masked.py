@@ -87,7 +87,7 @@ class Masked(nn.Module):
         return self.encoder.blocks(self.encoder.embed(p, order), seen)
 
     def latents(self, z, order=None, seen=None):
-        "Tokens (B, G, before + K + after, D) -> decoder's (B, G, before + N + after, E), mask tokens in the empty places."
+        "Tokens (B, G, before + K + after, D) -> decoder's (B, G, before + N + after, E), gaps filled by mask tokens."
         z, b, n = self.to_decoder(z), self.encoder.before, self.encoder.count
         if order is not None:
             k, token = order.shape[2], self.mask_token.to(z.dtype)
@@ -102,7 +102,7 @@ class Masked(nn.Module):
         return self.head(self.norm(y[:, :, b:b + self.encoder.count])).float()
 
     def forward(self, batch, noise=None):
-        "pred of the Out: signal (B, C, T) completed, mask (B, C, T) True = hidden, patches, hidden, latent; noise (B, G, N)."
+        "pred of the Out: signal (B, C, T) completed, mask (B, C, T) True = hidden; patches, hidden, latent, noise."
         batch, e = self.representation(batch), self.encoder
         x, valid = batch['signal'], batch.get('valid')
         p, recorded = e.patches(x), e.recorded(valid)
@@ -120,7 +120,8 @@ class Masked(nn.Module):
         error = pred - target
         if there is not None: error, target = error * there, target * there
         count = p.shape[-1] if there is None else there.sum(-1)                    # recorded samples of a patch
-        w = hidden / (hidden * count).sum().clamp(min=1)
+        own = (hidden * count).flatten(1).sum(1).clamp(min=1)                      # hidden samples of each ECG
+        w = hidden / own[:, None, None] / len(own)      # each ECG weighs the same, so shares of a batch average to the batch
         loss = (error.square().sum(-1) * w).sum()
         with torch.no_grad():
             spread = (target.square().sum(-1) * w).sum() - (target.sum(-1) * w).sum().square()
@@ -143,7 +144,7 @@ class Masked(nn.Module):
 
 # %% ../../nbs/4_objectives/masked.ipynb #38d95362
 def convert(weights, model=None):
-    "State dict of a reference mae_vit, mtae, mlae or st_mem -> Masked's, checked against `model`. ECGError lists misfits."
+    "State dict of a reference mae_vit, mtae, mlae or st_mem -> Masked's, checked on `model`. ECGError lists misfits."
     weights = dict(weights)
     for k in ('mask_token', 'mask_embedding'):
         if k in weights: weights[k] = weights[k].flatten()

@@ -82,7 +82,8 @@ class WfdbFolder(Source):
     @cached_property
     def frame(self):
         if not self.patient:
-            raise ECGError("WfdbFolder: say who the patient is: patient='record' (each recording a patient of its own), "
+            raise ECGError('WfdbFolder: say who the patient is: '
+                           "patient='record' (each recording a patient of its own), "
                            "patient='header:Patient' (a comment of that name), or a regular expression with one group")
         paths = sorted(p for p in self.folder.glob(self.pattern) if p.suffix == '.hea')
         if not paths:
@@ -105,7 +106,8 @@ class WfdbFolder(Source):
         if lost and (self.missing == 'error' or not rows):
             raise absent(f"the signal of {len(lost)} of {len(lost) + len(rows)} recordings ({some(lost, 3)}; "
                          f"missing='drop' leaves such recordings out)")
-        for r, part in zip(rows, assign([r['patient'] or r['record'] for r in rows], (.1,) * 10)): r['fold'] = 1 + int(part)
+        tenths = assign([r['patient'] or r['record'] for r in rows], (.1,) * 10)
+        for r, part in zip(rows, tenths): r['fold'] = 1 + int(part)
         kind = dict.fromkeys(('labels', 'sex', 'age'), object)
         return pd.DataFrame({k: pd.Series([r[k] for r in rows], dtype=kind.get(k)) for k in rows[0]})
 
