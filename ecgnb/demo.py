@@ -66,7 +66,7 @@ def run_of_demo(overrides):
     return run, src
 
 def demo(*overrides, quiet=False):
-    "Run the line; (results, folder). `overrides` as for `ecgnb train`. A finished demo in its own folder is made again, one in `out=` is kept."
+    "Run the line -> (results, folder); `overrides` as for `ecgnb train`. Its own folder is made anew, a run in `out=` is kept."
     began = time.time()
     def say(*words):
         if not quiet: print(f'[{time.time() - began:5.0f} s]', *words, flush=True)

@@ -92,7 +92,9 @@ def open_run(run):
             raise ValueError(f'{out} holds another run; choose another out=... or delete it:\n  {lines}')
     states = sorted((out/'last').glob('step_*'))
     try: state = torch.load(states[-1]/'state.pt', map_location='cpu', weights_only=True) if states else None
-    except Exception as err: raise ValueError(f'{states[-1]}/state.pt cannot be read: {err}; remove {states[-1]} to go on from the one before') from err
+    except Exception as err:
+        raise ValueError(f'{states[-1]}/state.pt cannot be read: {err}; '
+                         f'remove {states[-1]} to go on from the one before') from err
     log = out/'log.jsonl'
     lines = [read_json(log, s) for s in log.read_text().splitlines() if s.endswith('}')] if log.exists() else []
     return out, state, [r for r in lines if state and r['step'] <= state['fit']['i']]

@@ -226,6 +226,17 @@ def test_normalised_loss_by_hand():
         P = m.encoder.width
         assert abs(m(batch()).loss.item() - (P - 1) / P) < 1e-4
 
+def test_a_few_missing_samples_take_no_patch_away():
+    "One sample of each patch missing: every patch still counts, the loss is there, the features are not empty."
+    for name in PAIRS:
+        m, valid = build(name), torch.ones(2, 3, 160, dtype=torch.bool)
+        valid[:, :, ::20] = False
+        b = batch(valid=valid)
+        assert m.encoder.recorded(valid).all()
+        out = m(b)
+        assert out.loss > .1 and out.pred['mask'].any() and not (out.pred['mask'] & ~valid).any()
+        assert m.encoder.features(b['signal'], valid).abs().sum(1).min() > 0
+
 def test_loss_counts_only_recorded_samples():
     for name in PAIRS:
         m, valid = build(name), torch.ones(2, 3, 160, dtype=torch.bool)
@@ -233,15 +244,17 @@ def test_loss_counts_only_recorded_samples():
         valid[1, 0, 43:61] = False
         b = batch(valid=valid)
         m.head.weight.data.zero_()
-        out = m(b)
+        e = m.encoder
+        noise = torch.rand(2, e.groups, e.count, generator=torch.Generator().manual_seed(0))
+        out = m(b, noise)
         mask = out.pred['mask']
         assert not (mask & ~valid).any() and mask.any()
         each = [b['signal'][i][mask[i]].square().mean() for i in range(2)]        # an ECG weighs the same, however much was recorded
         assert torch.allclose(out.loss, torch.stack(each).mean(), atol=1e-6)
-        halves = [m({k: v[i:i + 1] for k, v in b.items() if isinstance(v, torch.Tensor)}, out.pred['noise'][i:i + 1]).loss for i in range(2)]
+        halves = [m({k: v[i:i + 1] for k, v in b.items() if isinstance(v, torch.Tensor)}, noise[i:i + 1]).loss for i in range(2)]
         assert torch.allclose(out.loss, torch.stack(halves).mean(), atol=1e-6)     # so the halves of a batch average to the batch
         other = b | {'signal': b['signal'].masked_fill(~valid, 1e3)}
-        assert torch.equal(m(other).loss, out.loss)
+        assert torch.equal(m(other, noise).loss, out.loss)
 
 @pytest.mark.parametrize('name, kind', [*itertools.product(PAIRS, ['patch', 'time']), ('st_mem', 'lead')])
 def test_hidden_patches_never_reach_the_encoder(name, kind):

@@ -71,10 +71,10 @@ class Vit1d(nn.Module):
         return p[:, 0].unflatten(2, (self.size, self.channels)).permute(0, 3, 1, 2).flatten(2)
 
     def recorded(self, valid):
-        "valid (B, C, T) -> (B, 1, N): patches that hold a recording; None stays None."
+        "valid (B, C, T) -> (B, 1, N): patches of which more than half was recorded, in one lead at least; None stays None."
         if valid is None: return None
-        if self.over == 'lead': return valid.all(2)[:, None]
-        return valid.unflatten(2, (self.count, self.size)).all(3).any(1)[:, None]
+        if self.over == 'lead': return (valid.float().mean(2) > .5)[:, None]
+        return (valid.unflatten(2, (self.count, self.size)).float().mean(3) > .5).any(1)[:, None]
 
     def embed(self, p, order=None):
         "Patches (B, 1, N, P) -> tokens with positions (B, 1, N, D); with order (B, 1, K) only those, in that order."

@@ -102,7 +102,7 @@ class Masked(nn.Module):
         return self.head(self.norm(y[:, :, b:b + self.encoder.count])).float()
 
     def forward(self, batch, noise=None):
-        "pred of the Out: signal (B, C, T) completed, mask (B, C, T) True = hidden; patches, hidden, latent, noise."
+        "pred of the Out: signal (B, C, T) completed, mask (B, C, T) True = hidden; patches, hidden, latent."
         batch, e = self.representation(batch), self.encoder
         x, valid = batch['signal'], batch.get('valid')
         p, recorded = e.patches(x), e.recorded(valid)
