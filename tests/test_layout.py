@@ -112,6 +112,8 @@ def test_top_level():
     for name in ('Makefile', 'README.md', 'CONTRIBUTING.md', 'LOG.md', 'LICENSE', 'settings.ini', 'pyproject.toml', 'constraints.txt',
                  '_quarto.yml', '.gitignore', '.ci/run'):
         assert (ROOT / name).is_file(), f'{name} is missing'
+    stray = [p.name for p in tracked() if p.parent == ROOT and p.suffix in ('.py', '.ipynb', '.png')]
+    assert not stray, f'{stray} do not belong at the top level'
     assert (NBS / '_quarto.yml').resolve() == ROOT / '_quarto.yml', 'nbs/_quarto.yml is a symlink to the top level _quarto.yml'
 
 def test_large_files():
