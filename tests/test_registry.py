@@ -1,7 +1,8 @@
 """What every registered part promises, checked for each of them without naming one: a new notebook is covered by being there."""
-import copy
 import json
 import math
+import subprocess
+import sys
 import pytest
 import torch
 from torch import nn
@@ -170,3 +171,12 @@ def test_sample_source_gives_guarded_ecgs():
     for i in range(len(s)):
         e = guard(s[i])
         assert isinstance(e, ECG) and e.meta['record'] == s.frame.record[i]
+
+
+def test_all_but_the_tokenizer_works_without_the_extension():
+    "Every module imports where ecgnb._bpe cannot be."
+    code = ("import sys, pkgutil, importlib, ecgnb; sys.modules['ecgnb._bpe'] = None\n"
+            "names = [m.name for m in pkgutil.walk_packages(ecgnb.__path__, 'ecgnb.') if '_bpe' not in m.name and '_modidx' not in m.name]\n"
+            "[importlib.import_module(n) for n in names]; print(len(names))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 30, done.stderr

@@ -148,12 +148,17 @@ def test_two_trainings_in_one_folder(cache, tmp_path):
     assert train(run_of(tmp_path/'a', 'fit.steps=2'), quiet=True)['finished']
 
 
-@pytest.mark.parametrize('more', [(), ('fit.accumulate=2',)])
-def test_two_ranks_equal_one(cache, tmp_path, more):
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'ecgnb.train')
+ACCELERATE = ('-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+              '--dynamo_backend', 'no', '-m', 'ecgnb.train')      # with ACCELERATE_USE_CPU: two gloo processes
+
+
+@pytest.mark.parametrize('launcher,more', [(TORCHRUN, ()), (ACCELERATE, ('fit.accumulate=2',))], ids=['torchrun', 'accelerate'])
+def test_two_ranks_equal_one(cache, tmp_path, launcher, more):
     "The same global batches on two gloo processes: the same losses and, after the gradients were averaged, the same weights to rounding."
     more = ('fit.steps=6', 'fit.optim=adamw', 'fit.lr=0.001', *more)      # Muon rounds to bf16 inside, which hides a difference of 1e-3
     train(run_of(tmp_path/'one', *more), quiet=True)
-    finish(command(tmp_path/'two', *more, launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'ecgnb.train')))
+    finish(command(tmp_path/'two', *more, launcher=launcher))
     a, b = losses(tmp_path/'one'), losses(tmp_path/'two')
     assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=1e-5) for k in a), (a, b)
     x, y = last(tmp_path/'one')['fit'], last(tmp_path/'two')['fit']
