@@ -148,6 +148,7 @@ def train(run, quiet=False):
                   'delete the folder, or choose another out=..., to train again')
         return done
     store = store_of(run, accelerator, quiet)
+    if main: store.verify()             # a second a gigabyte, once, against days on damaged data
     parts = {k: store.fold(t[k]) for k in ('train', 'val')}
     check_contract(store.contract, contract_of(model), 'this run')
     batches = loader(parts['train'], t['batch_size'], seed=how['seed'])

@@ -140,6 +140,13 @@ def test_a_damaged_run_says_which_file(cache, tmp_path, damage, said):
     with pytest.raises(ValueError, match=said): train(run_of(tmp_path/'a', 'fit.steps=5'), quiet=True)
 
 
+def test_a_store_damaged_at_the_same_size_is_not_trained_on(cache, tmp_path):
+    run = run_of(tmp_path/'a', 'fit.steps=2', 'source.seed=5')
+    file = next(store_of(run).path.glob('data-*.arrow'))
+    whole = bytearray(file.read_bytes()); whole[len(whole)//2] ^= 255; file.write_bytes(whole)
+    with pytest.raises(ValueError, match='its bytes are not those that were written'): train(run, quiet=True)
+
+
 def test_two_trainings_in_one_folder(cache, tmp_path):
     (tmp_path/'a').mkdir()
     held = lock(tmp_path/'a')
