@@ -108,6 +108,11 @@ def check_run(run, src, model):
             raise ValueError(f"train.{k}={t[k]}: no recording of {run['source']['source']} is in it; it has folds "
                              f'{sorted(set(folds))} (0 = unknown)')
     check_split(**{f'train.{k}={t[k]}': part for k, part in parts.items()})
+    if 'seconds' in src.frame:
+        p = run['prepare']
+        most = ((parts['train']['seconds'] - p['seconds'])//(p['stride'] or p['seconds']) + 1).clip(lower=int(p['short'] == 'pad')).sum()
+        if most < t['batch_size']:
+            raise ValueError(f"train.batch_size={t['batch_size']}: fold {t['train']} makes {most:.0f} windows at most; wanted that or less")
     want = contract_of_run(run)
     check_contract(want | {'leads': want['leads'].split(',')}, contract_of(model), 'this run')
 

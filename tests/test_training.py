@@ -200,7 +200,7 @@ def test_a_patient_in_train_and_validation_is_refused(cache, tmp_path):
 @pytest.mark.parametrize('more,said', [
     (('model.encoder.dpeth=3',), "StVit has no field 'dpeth'; it has leads, length"), (('fit.lr=fast',), 'wanted float'), (('source=ptbxl',), "did you mean 'ptb_xl'"),
     (('prepare.leads=I,II,V9x',), "unknown lead 'V9x'"), (('model.encoder.length=400',), 'length'), (('fit.optim=sgdd',), 'no optimizer'),
-    (('fit.lr=-1.0',), 'fit.lr=-1.0; wanted 0'), (('train.every=0',), 'train.every=0; wanted 1'), (('train.train=trian',), "no fold 'trian'"), (('prepare.leads=',), 'no leads are named'),
+    (('fit.lr=-1.0',), 'fit.lr=-1.0; wanted 0'), (('train.every=0',), 'train.every=0; wanted 1'), (('train.batch_size=5000',), 'makes 47 windows at most'), (('train.train=trian',), "no fold 'trian'"), (('prepare.leads=',), 'no leads are named'),
     (('train.train=1-9',), 'is in two parts'), (('model.representation.fs=500.0',), 'fs: the data have 100.0'), (('fit.seed=99999999999999',), 'fit.seed')])
 def test_bad_input_is_refused_before_any_work(tmp_path, more, said, monkeypatch):
     monkeypatch.setenv('ECGNB_CACHE', str(tmp_path/'cache'))
