@@ -518,6 +518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'ecgnb.train.check_run': ('7_training/train.html#check_run', 'ecgnb/train.py'),
                              'ecgnb.train.differences': ('7_training/train.html#differences', 'ecgnb/train.py'),
                              'ecgnb.train.fixed': ('7_training/train.html#fixed', 'ecgnb/train.py'),
+                             'ecgnb.train.go_on': ('7_training/train.html#go_on', 'ecgnb/train.py'),
+                             'ecgnb.train.held': ('7_training/train.html#held', 'ecgnb/train.py'),
                              'ecgnb.train.lock': ('7_training/train.html#lock', 'ecgnb/train.py'),
                              'ecgnb.train.main': ('7_training/train.html#main', 'ecgnb/train.py'),
                              'ecgnb.train.memory': ('7_training/train.html#memory', 'ecgnb/train.py'),

@@ -149,8 +149,10 @@ def test_a_store_damaged_at_the_same_size_is_not_trained_on(cache, tmp_path):
 
 def test_two_trainings_in_one_folder(cache, tmp_path):
     (tmp_path/'a').mkdir()
+    (tmp_path/'a'/'.best.new1').mkdir(); (tmp_path/'a'/'log.jsonl').write_text('theirs')
     held = lock(tmp_path/'a')
     with pytest.raises(ValueError, match='another training is at work'): train(run_of(tmp_path/'a', 'fit.steps=2'), quiet=True)
+    assert (tmp_path/'a'/'.best.new1').is_dir() and (tmp_path/'a'/'log.jsonl').read_text() == 'theirs', "the other's work was touched"
     held.close()
     assert train(run_of(tmp_path/'a', 'fit.steps=2'), quiet=True)['finished']
 
