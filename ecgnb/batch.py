@@ -24,8 +24,11 @@ class Batch(TypedDict, total=False):
     row: torch.Tensor               # (B,) int64, place in the store
     record: list                    # B names
     text: list                      # B strings: reports, questions
-    tokens: torch.Tensor            # (B,L) int64
-    tokens_valid: torch.Tensor      # (B,L) bool
+    tokens: torch.Tensor            # (B,L) int64, special ones included
+    tokens_valid: torch.Tensor      # (B,L) bool, False where padded
+    tokens_of: str                  # mark of the representation that made them
+    range: torch.Tensor             # (B,1,2) or (B,C,2) float32 mV, what the lowest and highest symbol stand for
+    truncated: torch.Tensor         # (B,) bool, True where tokens were left out
     image: torch.Tensor             # (B,3,H,W) float32
     input_ids: torch.Tensor         # (B,L) int64, as in transformers
     attention_mask: torch.Tensor    # (B,L) int64, as in transformers

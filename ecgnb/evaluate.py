@@ -10,13 +10,13 @@ import json
 import sys
 from pathlib import Path
 import torch
+from .arguments import arguments, usage
 from .hub import load, write_text
 from .leads import ECGError
 from .probe import probe
 from .records import fold_numbers
-from .recipes import parsed
-from .reconstruct import place, run_for
-from .registry import fields_of, no_field, options
+from .reconstruct import OTHER_DATA, place, run_for
+from .registry import options
 from .train import store_of
 
 # %% ../nbs/8_evaluation/evaluate.ipynb #af5c64e3
@@ -48,17 +48,9 @@ def main(args=None):
     "The command `ecgnb evaluate RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
     args = list(sys.argv[1:] if args is None else args)
     if not args or {'-h', '--help'} & set(args):
-        rows = '\n'.join(f'  {f"{k}={v}":<24}{said}' for k, _, v, said in fields_of(Evaluate))
-        print('ecgnb evaluate RUN_OR_CHECKPOINT key=value ...\n\n' + rows
-              + f"\n  {'source=, source.FIELD=':<24}other data, prepared as the run's")
+        print(usage('ecgnb evaluate RUN_OR_CHECKPOINT key=value ...', Evaluate, *OTHER_DATA))
         return
-    given, others = {}, []
-    for text in args[1:]:
-        key, eq, value = text.partition('=')
-        if not eq: raise ECGError(f'{text!r}: wanted key=value, such as test=9,10')
-        if key.partition('.')[0] in ('source', 'prepare'): others.append(text)
-        elif key in Evaluate.__dataclass_fields__: given[key] = parsed(Evaluate, key, value)
-        else: raise no_field(Evaluate, key)
+    given, others = arguments(args[1:], Evaluate, ('source', 'prepare'))
     how = Evaluate(**given)
     home, best, config = place(args[0])
     run = run_for(best, config, others)

@@ -21,7 +21,8 @@ def plan(n, seed, epoch, shuffle=True):
 # %% ../nbs/0_base/loader.ipynb #e8c4834b
 class Loader:
     "Batches of a store by step number; `len` is the steps of an epoch, iterating gives one epoch, `stream` any steps."
-    def __init__(self, store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True):
+    def __init__(self, store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True,
+                 then=None):
         n = len(store)
         if batch_size < 1: raise ECGError(f'batch_size={batch_size}; wanted 1 or more')
         if unit not in ('int16', 'mV'):
@@ -37,7 +38,7 @@ class Loader:
             raise ECGError(f'the last batch of {n % batch_size} windows does not divide among {world} ranks; '
                            f'say drop_last=True or another batch_size')
         self.store, self.batch_size, self.seed, self.shuffle, self.unit = store, batch_size, seed, shuffle, unit
-        self.rank, self.world, self.drop_last = rank, world, drop_last
+        self.rank, self.world, self.drop_last, self.then = rank, world, drop_last, then
         self._epoch = None                                                      # of the latest _plan
         self.records = store.frame['record'].to_numpy(object)
         self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
@@ -69,11 +70,12 @@ class Loader:
         if self.unit == 'mV':
             b['signal'] = signal.float().mul_(b.pop('scale')[..., None])    # twice as fast on a CPU as int16 * float32
             if 'valid' in b: b['signal'].masked_fill_(~b['valid'], 0.)
-        return b
+        return self.then(b) if self.then else b
 
     def share(self, rank, world):
         "The same batches as seen by `rank` of `world` processes: each takes its part of every batch."
-        return Loader(self.store, self.batch_size, self.seed, self.shuffle, self.unit, rank, world, self.drop_last)
+        return Loader(self.store, self.batch_size, self.seed, self.shuffle, self.unit, rank, world, self.drop_last,
+                      self.then)
 
     def stream(self, start=0, stop=None, workers=0, pin=False):
         "Batches from step `start` (to `stop`, or for ever), read ahead by `workers` processes, pinned if asked."
@@ -81,6 +83,7 @@ class Loader:
         if not (workers or pin): return (self[k] for k in steps)
         return iter(DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin))
 
-def loader(store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True):
-    "The `Loader` of a store: `loader[step]` -> Batch. ECGError where the batch does not fit the store or the ranks."
-    return Loader(store, batch_size, seed, shuffle, unit, rank, world, drop_last)
+def loader(store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True, then=None):
+    """The `Loader` of a store: `loader[step]` -> Batch, through `then` (batch -> batch) where it is made, in a worker if
+    there are any. ECGError where the batch does not fit the store or the ranks."""
+    return Loader(store, batch_size, seed, shuffle, unit, rank, world, drop_last, then)

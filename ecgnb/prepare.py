@@ -25,8 +25,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
+from .arguments import arguments, usage
 from .leads import STANDARD, ECGError, findings, lead_names
-from .registry import fields_of, no_field, source
+from .registry import fields_of, source
 from .settings import setting
 from .store import SHARD, Store, atomic, differing, quantise, read_shard, schema, seal, table, write_arrow, write_json
 
@@ -270,27 +271,21 @@ def build(src, path, partial, contract, workers, progress):
 # %% ../nbs/0_base/prepare.ipynb #acfa8991
 def main(args=None):
     "The command `ecgnb prepare SOURCE key=value ...`; -h lists the keys."
-    from ecgnb.recipes import Prepare, parsed
+    from ecgnb.recipes import Prepare
     args = list(sys.argv[1:] if args is None else args)
     if not args or {'-h', '--help'} & set(args):
-        fields = [(f'{k}={v}', said) for k, _, v, said in fields_of(Prepare)]
-        fields += [('out=', 'folder of the store, default: cache/SOURCE')]
         names = [a for a in args if a in source]
-        if names: fields += [(f'source.{k}={v}', said) for k, _, v, said in fields_of(source[names[0]])]
-        else: fields += [('source.FIELD=', 'a field of the source; SOURCE -h lists them')]
-        rows = '\n'.join(f'  {a:<28}  {b}' for a, b in fields)
-        print(f"ecgnb prepare SOURCE key=value ...\n\nsources: {', '.join(source)}\n{rows}")
+        fields = [(f'source.{k}={v}', said) for k, _, v, said in fields_of(source[names[0]])] if names else \
+                 [('source.FIELD=', 'a field of the source; SOURCE -h lists them')]
+        print(usage(f"ecgnb prepare SOURCE key=value ...\n\nsources: {', '.join(source)}", Prepare,
+                    ('out=', 'folder of the store, default: cache/SOURCE'), *fields))
         return
-    cls, given, how, out = source[args[0]], {}, {}, ''
-    for text in args[1:]:
-        key, eq, value = text.partition('=')
-        if not eq: raise ECGError(f'{text!r}: wanted key=value, such as fs=250')
-        kind, name = (cls, key.removeprefix('source.')) if key.startswith('source.') else (Prepare, key)
-        if key == 'out':
-            out = value
-            continue
-        if name not in kind.__dataclass_fields__: raise no_field(kind, name)
-        (given if kind is cls else how)[name] = parsed(kind, name, value)
+    cls = source[args[0]]
+    how, others = arguments(args[1:], Prepare, ('source', 'out'))
+    given, out = arguments([t.removeprefix('source.') for t in others if t.startswith('source.')], cls)[0], ''
+    for text in others:
+        if text.startswith('out='): out = text.removeprefix('out=')
+        elif not text.startswith('source.'): raise ECGError(f'{text!r}: the source is named first: ecgnb prepare SOURCE')
     store = prepare(cls(**given), out or setting('cache') / args[0], **how)
     lost = store.qc[store.qc['kept'] == 0]['reason'].value_counts()
     account = ', '.join(f'{n} {why}' for why, n in lost.items()) or 'nothing'

@@ -29,7 +29,8 @@ def features(model, store, batch_size=64, device=None):
     model.eval(); out = []
     for batch in loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False):
         b = model.representation(to_device(batch, device))
-        out.append(model.encoder.features(b['signal'], b.get('valid')).float().cpu())
+        what = next(iter(getattr(model.encoder, 'takes', ['signal'])))
+        out.append(model.encoder.features(b[what], b.get('valid' if what == 'signal' else f'{what}_valid')).float().cpu())
     model.train(was)
     x = torch.cat(out).numpy()
     if not (ok := np.isfinite(x).all(1)).all():
@@ -42,7 +43,9 @@ def twin(model, seed=0):
     "A model of the same configuration with fresh random weights, on its device; torch's generator is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 7919)
-        return from_config(to_config(model)).to(next(model.parameters()).device).eval()
+        other = from_config(to_config(model))
+        other.representation.load_state_dict(model.representation.state_dict())     # a table of tokens is no weight
+        return other.to(next(model.parameters()).device).eval()
 
 # %% ../nbs/8_evaluation/probe.ipynb #05d9fd5b
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.)      # C of scikit-learn's LogisticRegression

@@ -160,9 +160,10 @@ def go_on(run, src, model, accelerator, quiet):
     if main: store.verify()             # a second a gigabyte, once, against days on damaged data
     parts = {k: store.fold(t[k]) for k in ('train', 'val')}
     check_contract(store.contract, contract_of(model), 'this run')
-    batches = loader(parts['train'], t['batch_size'], seed=how['seed'])
+    then = getattr(model.representation, 'tokenise', None)              # in the loader's workers, not on the device
+    batches = loader(parts['train'], t['batch_size'], seed=how['seed'], then=then)
     size = min(t['batch_size'], len(parts['val']))
-    unseen = loader(parts['val'], size, seed=how['seed'], shuffle=False, drop_last=False)
+    unseen = loader(parts['val'], size, seed=how['seed'], shuffle=False, drop_last=False, then=then)
     if main: write_text(out/'run.json', json.dumps(run, indent=1) + '\n')
     if t['track']:
         accelerator.init_trackers('ecgnb', config={k: str(v) for k, v in run.items()})
