@@ -37,6 +37,10 @@ def main(args=None):
         rows = '\n'.join(f'  {n:<12}{d}' for n, d in known.items())
         print(f'ecgnb COMMAND ...   (-h behind a command lists what it takes)\n\n{rows}')
         return 0
+    if args[0] == '--version':
+        from ecgnb import __version__
+        print(f'ecgnb {__version__}')
+        return 0
     name, *rest = args
     if name not in known:
         print(f"ecgnb: no command '{name}'; {did_you_mean(name, known)}", file=sys.stderr)

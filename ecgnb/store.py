@@ -8,6 +8,7 @@ __all__ = ['SHARD', 'PLAIN', 'AGAIN', 'NEEDED', 'quantise', 'schema', 'feature',
 
 # %% ../nbs/0_base/store.ipynb #dfcf7e5f
 import hashlib
+import html
 import json
 import os
 from functools import cached_property
@@ -178,6 +179,10 @@ class Store:
     def __repr__(self):
         return (f"Store('{self.path.name}': {len(self):,} windows of {len(self.leads)} leads x {self.length} samples "
                 f'at {self.fs:g} Hz, {len(self.classes)} classes)')
+    def _repr_html_(self):
+        some = self.frame.head(5).drop(columns='row')
+        more = f'<p>and {len(self) - 5:,} more in <code>.frame</code></p>' if len(self) > 5 else ''
+        return f'<p>{html.escape(repr(self))}</p>{some.to_html(index=False)}{more}'
 
     def at(self, idx):
         "Positions in this store or view -> rows of the files, int64. IndexError past the end."
