@@ -14,7 +14,7 @@ from ecgnb.leads import guard
 from ecgnb.registry import PartError, fields_of, from_config, registries, to_config
 
 LEADS, LENGTH = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6', 500
-SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0.)
+SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0., context=96)
 PARTS = [(kind, name) for kind, r in registries.items() for name in r]
 
 
@@ -29,6 +29,22 @@ def batch_for(leads=LEADS, length=LENGTH, n=4):
     return {'signal': x, 'seed': sample_seeds(0, 0, range(n)), 'record': [str(i) for i in range(n)]}
 
 
+def pair(name):
+    "(a representation that gives what the encoder `name` takes, the encoder), both small."
+    takes = small(encoder[name]).takes
+    r = next(r for r in (small(representation[n]) for n in ['signal', *representation]) if takes.keys() <= r.gives.keys())
+    return r, small(encoder[name], **getattr(r, 'facts', {}))
+
+
+def fed(r, e, batch):
+    "What the encoder is called with: the batch's entry that it takes, and which of it is valid (None: all)."
+    b, what = r(batch), next(iter(e.takes))
+    return b[what], b.get('valid' if what == 'signal' else f'{what}_valid')
+
+
+SIGNAL = [n for n in encoder if 'signal' in small(encoder[n]).takes]
+
+
 def objectives():
     "Every objective with every encoder that has what it needs."
     return [(o, e) for o in objective for e in encoder if all(hasattr(small(encoder[e]), n) for n in getattr(objective[o], 'needs', ()))]
@@ -36,7 +52,8 @@ def objectives():
 
 def make(o, e):
     torch.manual_seed(0)
-    return small(objective[o], representation=small(representation['signal']), encoder=small(encoder[e]))
+    r, e = pair(e)
+    return small(objective[o], representation=r, encoder=e)
 
 
 @pytest.mark.parametrize('kind,name', PARTS)
@@ -61,19 +78,32 @@ def test_config_round_trip(kind, name):
 
 @pytest.mark.parametrize('name', list(encoder))
 def test_encoder_shapes(name):
-    e, b = small(encoder[name]).eval(), batch_for()
-    z, f = e(b['signal']), e.features(b['signal'])
+    r, e = pair(name)
+    x, valid = fed(r, e.eval(), batch_for())
+    z, f = e(x, valid), e.features(x, valid)
     assert z.shape == (4, e.n_tokens, e.dim) and f.shape == (4, e.dim) and z.isfinite().all() and f.isfinite().all()
-    assert e.takes['signal'] == (12, LENGTH)
+    assert e.takes == r.gives
 
 
 @pytest.mark.parametrize('name', list(encoder))
 def test_encoder_reads_each_sample_alone(name):
-    e, x = small(encoder[name]).eval(), batch_for()['signal']
+    r, e = pair(name)
+    x, _ = fed(r, e.eval(), batch_for())
     torch.testing.assert_close(e.features(x)[1:2], e.features(x[1:2]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', list(encoder))
+@pytest.mark.parametrize('name', [n for n in encoder if n not in SIGNAL])
+def test_encoder_of_tokens_ignores_padding_on_either_side(name):
+    r, e = pair(name)
+    x, _ = fed(r, e.eval(), batch_for())
+    valid = torch.ones_like(x, dtype=torch.bool); valid[1, 40:] = False; valid[2, :40] = False
+    other = x.masked_fill(~valid, 0)
+    assert not torch.allclose(e.features(x, valid), e.features(x), atol=1e-4), f'{name} does not look at `valid`'
+    torch.testing.assert_close(e.features(x, valid), e.features(other, valid), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(e.features(x, valid)[2:3], e.features(x[2:3, 40:]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', SIGNAL)
 def test_encoder_ignores_what_was_not_recorded(name):
     e, x = small(encoder[name]).eval(), batch_for()['signal']
     valid = torch.ones_like(x, dtype=torch.bool); valid[:, 4] = False; valid[1, :, 300:] = False
@@ -83,7 +113,7 @@ def test_encoder_ignores_what_was_not_recorded(name):
     torch.testing.assert_close(e.features(same, valid), e.features(other, valid), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', list(encoder))
+@pytest.mark.parametrize('name', SIGNAL)
 def test_encoder_works_on_two_leads(name):
     e = small(encoder[name], leads='II,V5').eval()
     assert e.features(torch.randn(2, 2, LENGTH)).shape == (2, e.dim)
@@ -93,7 +123,7 @@ def test_encoder_works_on_two_leads(name):
 def test_objective_gives_every_parameter_a_gradient(o, e):
     m = make(o, e)
     out = m(batch_for()); out.loss.backward()
-    assert out.loss.ndim == 0 and math.isfinite(float(out.loss)) and float(out.loss) > 0
+    assert out.loss.ndim == 0 and out.loss.isfinite() and out.loss > 0
     none = [n for n, p in m.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
     assert not none, f'no finite gradient for {none}'
 
@@ -101,9 +131,11 @@ def test_objective_gives_every_parameter_a_gradient(o, e):
 @pytest.mark.parametrize('o,e', objectives())
 def test_objective_draws_from_the_samples_seeds(o, e):
     m, b = make(o, e).eval(), batch_for()
-    a, c = m(b), m(b)
+    a, c, other = m(b), m(b), m(b | {'seed': sample_seeds(1, 0, range(4))})
     assert torch.equal(a.loss, c.loss)
-    assert not torch.equal(a.loss, m(b | {'seed': sample_seeds(1, 0, range(4))}).loss)
+    def unseeded(k): torch.manual_seed(k); return m({n: v for n, v in b.items() if n != 'seed'}).loss
+    draws = not torch.equal(unseeded(0), unseeded(1))         # an objective without chance, such as next_token, has none to take from a seed
+    assert torch.equal(a.loss, other.loss) != draws
 
 
 @pytest.mark.parametrize('o,e', objectives())
@@ -138,13 +170,16 @@ def test_objective_refuses_an_encoder_that_lacks_what_it_needs(name):
     with pytest.raises(ValueError, match='Bare'): objective[name](representation=small(representation['signal']), encoder=Bare())
 
 
-@pytest.mark.parametrize('name', [n for n in representation])
+@pytest.mark.parametrize('name', list(representation))
 def test_representation_can_be_undone(name):
-    r, b = small(representation[name]).eval(), batch_for()
+    "To rounding; to half a level where the samples become symbols."
+    r, b = small(representation[name], context=0).eval(), batch_for()
     if not hasattr(r, 'decode'): pytest.skip(f'{name} cannot be inverted and offers no decode')
-    out = r(b)
-    torch.testing.assert_close(r.decode(out['signal'], out), b['signal'], atol=1e-4, rtol=1e-4)
-    assert 'shift' not in b, 'the batch was changed in place'
+    out, before = r(b), set(b)
+    got = r.decode(out[next(iter(r.gives))], out)
+    most = (out['range'][..., 1] - out['range'][..., 0]).max()/r.levels*.51 if 'range' in out else 1e-4
+    torch.testing.assert_close(got, b['signal'], atol=float(most), rtol=1e-4)
+    assert set(b) == before and not {'shift', 'tokens'} & before, 'the batch was changed in place'
 
 
 def test_registry_errors_say_what_there_is():

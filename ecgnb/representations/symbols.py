@@ -185,7 +185,7 @@ class Symbols(nn.Module):
         "(tokens (B,L), valid, truncated (B,)): B sequences between bos and eos; `starts` (B,) in [0,1): where to crop."
         device, size = ids[0].device, torch.tensor([len(i) + 2 for i in ids])
         most = self.context or int(size.max())
-        kept, L = size.clamp(max=most), min(-(-int(size.max())//64)*64, self.context or 1 << 62)
+        kept, L = size.clamp(max=most), min(-(-int(size.max())//64)*64, self.most)
         tokens = torch.full((len(ids), L), self.pad, device=device)
         for k, (row, i) in enumerate(zip(tokens, ids)):
             n = int(kept[k])
