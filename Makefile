@@ -30,6 +30,7 @@ docs: $(DONE)           ## the site in _docs/ (Quarto where it is installed, pan
 	@$(RUN)/python tools/docs.py
 
 bench: $(DONE)          ## every benchmark (B=--quick: under a minute each)
+	@$(RUN)/python -m pip install -q --disable-pip-version-check -c constraints.txt rustbpe tiktoken tokenizers || echo "bench: the peers of benchmarks/bpe.py are not all here"
 	@for f in benchmarks/*.py; do [ -e "$$f" ] || continue; echo "== $$f"; $(RUN)/python "$$f" $(B) || exit 1; done
 
 run: $(DONE)            ## run notebooks from top to bottom and store their outputs: make run NB=nbs/3_encoders/my_net.ipynb

@@ -162,7 +162,8 @@ def load(name, contract=None, device='cpu', verbose=True):
 
 def check_contract(data, model, where='the model'):
     "CheckpointError where what the data are ({leads, fs, length, unit}) is not what the model reads."
-    seen = {k: data[k] for k in model if k in data and data[k] != model[k]}
+    facts = [k for k in ('leads', 'fs', 'length', 'unit') if k in model and k in data]      # what else both say means other things
+    seen = {k: data[k] for k in facts if data[k] != model[k]}
     if not seen: return
     said = '\n  '.join(f'{k}: the data have {v}, the model reads {model[k]}' for k, v in seen.items())
     fs, n, leads = model['fs'], model['length'], model['leads']

@@ -107,10 +107,12 @@ class NextToken(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, True, r.pad), torch.tensor([len(p) for p in rows], device=device)
 
     @torch.no_grad()
-    def generate(self, prompts, most, temperature=0., top_k=0, top_p=1., seed=0, stop=None, full=False, valid=None):
+    def generate(self, prompts, most, temperature=0., top_k=0, top_p=1., seed=0, stop=None, full=False, valid=None,
+                 end=True):
         """B int64 tensors of up to `most` tokens that go on after prompts, a list of (L,) or (B, L) with `valid`: to eos
         (included), to the context (with a warning), or to where `stop`, new tokens (B, n), padded, -> bool (B,), says
-        so. temperature 0: the likeliest. `seed`: a number, or (B,) one a row. `full`: read all again at each step."""
+        so. temperature 0: the likeliest. `seed`: a number, or (B,) one a row. `full`: read all again at each step. `end` False:
+        eos is never written."""
         r, e, was = self.representation, self.encoder, self.training
         want(most > 0, f'most={most}; wanted 1 or more')
         want(temperature >= 0 and top_k >= 0 and 0 < top_p <= 1, f'temperature={temperature}, top_k={top_k}, '
@@ -124,7 +126,7 @@ class NextToken(nn.Module):
             seeds = sample_seeds(seed, 0, range(B)) if isinstance(seed, int) else seed
             want(len(seeds) == B, f'{len(seeds)} seeds for {B} prompts; give one number, or a seed for each')
             u = uniform(seeds.to(n.device), most, stream=40)
-        new, count, never = tokens.new_full((B, most), r.pad), n*0, torch.tensor([r.pad, r.bos], device=n.device)
+        new, count, never = tokens.new_full((B, most), r.pad), n*0, torch.tensor([r.pad, r.bos] + [r.eos]*(not end), device=n.device)
         done = over = torch.zeros_like(n, dtype=torch.bool)
         self.eval()
         try:

@@ -88,10 +88,12 @@ class Bpe(Symbols):
     def rust(self):
         "The compiled tokenizer of the table. ECGError where it is not built."
         if 'rust' not in self.made:
-            try: from ecgnb._bpe import Bpe as Rust
-            except ImportError as err:
-                raise ECGError(f'bpe needs the compiled ecgnb._bpe ({err}); type make setup') from err
-            self.made['rust'] = Rust.from_pairs(self.learned.pairs, self.alphabet)
+            try:
+                from ecgnb._bpe import Bpe as Rust
+                make = Rust.from_pairs
+            except (ImportError, AttributeError) as err:
+                raise ECGError(f'bpe needs the compiled ecgnb._bpe of this version ({err}); type make -B setup') from err
+            self.made['rust'] = make(self.learned.pairs, self.alphabet)
         return self.made['rust']
 
     def ids(self, codes):

@@ -1,18 +1,30 @@
 //! Byte-pair tokens for quantised ECGs. A [`Bpe`] is built once from a table of tokens; encoding and decoding then
-//! only read it, from any number of threads. This crate knows nothing of Python: the binding is `python.rs`.
+//! only read it, from any number of threads. This crate knows nothing of Python: the binding is `python`.
 #![deny(unsafe_code)]
 
 mod batch;
+mod decode;
 mod error;
+mod exact;
+mod json;
+mod pairs;
 #[cfg(feature = "python")]
 mod python;
+mod quantise;
+mod runs;
+mod train;
 mod trie;
+mod wide;
 
 pub use batch::parallel;
 pub use error::{Error, Result};
+pub use exact::{Exact, pairs_of};
+pub use quantise::{Back, Quantiser, Range};
+pub use train::{Merge, Training, train};
 
+use decode::Tokens;
 use std::fmt::Display;
-use std::ops::Range;
+use std::sync::OnceLock;
 use trie::Trie;
 
 /// What a token id may be on its way in: any integer that prints itself.
@@ -22,16 +34,17 @@ impl<T: Copy + Display + TryInto<usize>> Id for T {}
 /// Tokens, and bytes of all tokens together: nodes of the trie, one for each byte at most, are numbered in 32 bits.
 const MOST: usize = i32::MAX as usize;
 
-/// What decoding copies for a short token.
-const BLOCK: usize = 32;
+/// Bytes of all tokens together that merges may make: a few pairs of ids can stand for any length.
+const LONGEST: usize = 1 << 27;
 
 /// A vocabulary: the symbols of the alphabet take ids `0..alphabet.len()`, the merged tokens the ids after them.
 #[derive(Debug, Clone)]
 pub struct Bpe {
     alphabet: Vec<u8>,
-    bytes: Vec<u8>,     // every token's bytes in the order of ids, then one block of zeros
-    starts: Vec<usize>, // token `id` is bytes[starts[id]..starts[id + 1]]
+    tokens: Tokens,
     trie: Trie,
+    known: Option<Vec<(u32, u32)>>, // the merges, where training made them
+    exact: OnceLock<Result<Exact>>, // encoding by merges, made when it is first wanted
 }
 
 impl Bpe {
@@ -50,7 +63,7 @@ impl Bpe {
             }
         }
         if size > MOST {
-            return Err(Error::TooLarge { what: "tokens", count: size });
+            return Err(Error::TooLarge { what: "tokens", count: size, most: MOST });
         }
 
         let mut entry_of = vec![None; merges.len()];
@@ -83,30 +96,80 @@ impl Bpe {
             starts.push(bytes.len());
         }
         if bytes.len() > MOST {
-            return Err(Error::TooLarge { what: "bytes of tokens", count: bytes.len() });
+            return Err(Error::TooLarge { what: "bytes of tokens", count: bytes.len(), most: MOST });
         }
         let trie = Trie::new(alphabet, &bytes, &starts)?;
-        bytes.resize(bytes.len() + BLOCK, 0);
-        Ok(Self { alphabet: alphabet.to_vec(), bytes, starts, trie })
+        let tokens = Tokens::new(bytes, &starts);
+        Ok(Self { alphabet: alphabet.to_vec(), tokens, trie, known: None, exact: OnceLock::new() })
+    }
+
+    /// Builds the vocabulary from merges: merge `i` joins two earlier ids to id `alphabet.len() + i`. Every merge must
+    /// be one that encoding can come to, as those of training are, so that tokens and merges say the same.
+    pub fn from_pairs(alphabet: &[u8], pairs: &[(u32, u32)]) -> Result<Self> {
+        let exact = Exact::new(alphabet, pairs)?;
+        let bpe = Self::trained(alphabet, pairs)?;
+        for (merge, (token, id)) in bpe.merges().enumerate() {
+            if exact.encode::<u32>(token)? != [id] {
+                let (left, right) = pairs[merge];
+                return Err(Error::Unreachable { merge, left, right });
+            }
+        }
+        Ok(Self { exact: OnceLock::from(Ok(exact)), ..bpe })
+    }
+
+    /// The vocabulary of merges as [`train`] gives them: each joins two earlier ids, and encoding can come to it.
+    fn trained(alphabet: &[u8], pairs: &[(u32, u32)]) -> Result<Self> {
+        let base = alphabet.len();
+        let mut lengths = vec![1usize; base];
+        for &(left, right) in pairs {
+            lengths.push(lengths[left as usize].saturating_add(lengths[right as usize]));
+        }
+        let count = lengths.iter().fold(0usize, |sum, &length| sum.saturating_add(length));
+        if count > LONGEST {
+            return Err(Error::TooLarge { what: "bytes of tokens", count, most: LONGEST });
+        }
+        let mut tokens: Vec<Vec<u8>> = alphabet.iter().map(|&byte| vec![byte]).collect();
+        for &(left, right) in pairs {
+            tokens.push([tokens[left as usize].as_slice(), &tokens[right as usize]].concat());
+        }
+        let merges: Vec<_> = tokens.iter().zip(0..).skip(base).collect();
+        Ok(Self { known: Some(pairs.to_vec()), ..Self::new(alphabet, &merges)? })
+    }
+
+    /// The two ids that each merge joins: as given, or found from the tokens at the first call. An error where a token
+    /// is not what the merges before it leave as two.
+    pub fn pairs(&self) -> Result<&[(u32, u32)]> {
+        Ok(self.exact()?.pairs())
+    }
+
+    /// Token ids by the merges in their order, as training applied them.
+    pub fn encode<T: From<u32>>(&self, text: &[u8]) -> Result<Vec<T>> {
+        self.exact()?.encode(text)
+    }
+
+    fn exact(&self) -> Result<&Exact> {
+        let find = || {
+            if let Some(pairs) = &self.known {
+                return Exact::new(&self.alphabet, pairs);
+            }
+            let tokens: Vec<_> = self.merges().map(|(token, _)| token).collect();
+            Exact::new(&self.alphabet, &pairs_of(&self.alphabet, &tokens)?)
+        };
+        self.exact.get_or_init(find).as_ref().map_err(Error::clone)
     }
 
     /// Number of tokens: ids are `0..size()`.
     pub fn size(&self) -> usize {
-        self.starts.len() - 1
+        self.tokens.count()
     }
 
     pub fn alphabet(&self) -> &[u8] {
         &self.alphabet
     }
 
-    /// The bytes of one token.
-    pub fn token<T: Id>(&self, id: T) -> Result<&[u8]> {
-        Ok(&self.bytes[self.range(0, id)?])
-    }
-
     /// The merged tokens in the order of their ids, as [`Bpe::new`] takes them.
     pub fn merges(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        (self.alphabet.len()..self.size()).map(|id| (&self.bytes[self.starts[id]..self.starts[id + 1]], id as u32))
+        self.tokens.iter().zip(0..).skip(self.alphabet.len())
     }
 
     /// Greedy longest match from left to right: at each place the longest token that fits. This is what published
@@ -124,70 +187,12 @@ impl Bpe {
         }
         Ok(ids)
     }
-
-    /// The bytes that `ids` stand for.
-    pub fn decode<T: Id>(&self, ids: &[T]) -> Result<Vec<u8>> {
-        let mut length = 0usize;
-        for (at, &id) in ids.iter().enumerate() {
-            length = length.saturating_add(self.range(at, id)?.len());
-        }
-        let mut text = Vec::new();
-        let room = length.saturating_add(BLOCK);
-        text.try_reserve_exact(room).map_err(|_| Error::NoMemory { tokens: ids.len(), length })?;
-        text.resize(room, 0);
-        // Ids from Python can be written to meanwhile, and then no longer fit.
-        let end = self.write(ids, &mut text).ok_or(Error::Changed)?;
-        text.truncate(end);
-        Ok(text)
-    }
-
-    /// Writes the tokens one after the other and returns where they end. Most tokens are short: a block of fixed size
-    /// is copied, and the next token overwrites what was too much.
-    fn write<T: Id>(&self, ids: &[T], text: &mut [u8]) -> Option<usize> {
-        let mut end = 0;
-        for &id in ids {
-            let token = self.find(id)?;
-            let size = token.len();
-            if size <= BLOCK {
-                let block = &self.bytes[token.start..token.start + BLOCK];
-                text.get_mut(end..end + BLOCK)?.copy_from_slice(block);
-            } else {
-                text.get_mut(end..end + size)?.copy_from_slice(&self.bytes[token]);
-            }
-            end += size;
-        }
-        Some(end)
-    }
-
-    /// The range of bytes `[start, end)` of the decoded text that each token covers.
-    pub fn spans<T: Id>(&self, ids: &[T]) -> Result<Vec<[usize; 2]>> {
-        let mut end = 0;
-        let mut spans = Vec::with_capacity(ids.len());
-        for (at, &id) in ids.iter().enumerate() {
-            let start = end;
-            end += self.range(at, id)?.len();
-            spans.push([start, end]);
-        }
-        Ok(spans)
-    }
-
-    /// Where the bytes of a token are.
-    fn find<T: Id>(&self, id: T) -> Option<Range<usize>> {
-        let id = id.try_into().ok()?;
-        let end = *self.starts.get(id.checked_add(1)?)?;
-        Some(self.starts[id]..end)
-    }
-
-    /// Where the bytes of the id at position `at` are.
-    fn range<T: Id>(&self, at: usize, id: T) -> Result<Range<usize>> {
-        self.find(id).ok_or_else(|| Error::UnknownId { at, id: id.to_string(), size: self.size() })
-    }
 }
 
 /// Two vocabularies are equal when every id stands for the same bytes.
 impl PartialEq for Bpe {
     fn eq(&self, other: &Self) -> bool {
-        self.alphabet == other.alphabet && self.starts == other.starts && self.bytes == other.bytes
+        self.alphabet == other.alphabet && self.tokens == other.tokens
     }
 }
 impl Eq for Bpe {}

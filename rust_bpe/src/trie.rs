@@ -139,7 +139,7 @@ impl Trie {
                 self.edges[at] = Edge { from: link.from, to: link.to };
             }
             let Ok(base) = u32::try_from(base) else {
-                return Err(Error::TooLarge { what: "places for edges of its trie", count: base });
+                return Err(Error::TooLarge { what: "places for edges of its trie", count: base, most: crate::MOST });
             };
             self.nodes[group[0].from as usize].base = base;
             while self.edges.get(hole).is_some_and(|edge| !edge.is_free()) {
