@@ -162,6 +162,8 @@ def load(name, contract=None, device='cpu', verbose=True):
 
 def check_contract(data, model, where='the model'):
     "CheckpointError where what the data are ({leads, fs, length, unit}) is not what the model reads."
+    if model is None: raise CheckpointError(f'{where}: its representation states no contract, so no data can be known to fit it; '
+                                            "give it a property `contract` with leads, fs, length and unit, as `signal` has")
     facts = [k for k in ('leads', 'fs', 'length', 'unit') if k in model and k in data]      # what else both say means other things
     seen = {k: data[k] for k in facts if data[k] != model[k]}
     if not seen: return

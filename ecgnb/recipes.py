@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'recipes', 'PUBLISHED', 'Prepare', 'Train', 'section', 'run_of', 'recipe', 'masked', 'next_token', 'tiny',
            'tiny_lm', 'mae_vit', 'mtae', 'mlae', 'st_mem', 'ecg_byte_lm', 'override', 'part_class', 'contract_of_run',
-           'fill_in', 'build', 'complete', 'help_of']
+           'fill_in', 'build', 'said', 'complete', 'help_of']
 
 # %% ../nbs/7_training/recipes.ipynb #92e600eb
 import json
@@ -186,18 +186,21 @@ def fill_in(config, facts):
 
 def build(name, *overrides):
     "(run, model class instances checked): the recipe `name` with overrides 'key=value'. PartError before any work."
+    return complete(said(name, *overrides))
+
+def said(name, *overrides):
+    "The recipe `name` with overrides, as far as these say: no file is read. PartError for what is not there."
     if name not in recipes: raise PartError(f"no recipe '{name}'; {did_you_mean(name, recipes)}")
-    run = recipes[name]()
+    run = recipes[name]() | {'recipe': name}
     for text in sorted(overrides, key=lambda t: t.partition('=')[0].count('.')): override(run, text)
-    return complete(run | {'recipe': name})
+    return run
 
 def complete(run):
     "A run with every field of every part written out, and its default place. PartError or ValueError where it cannot be."
     for name, cls in SECTIONS.items(): run[name] = section(cls, **run[name])
     run['model'] = fill_in(run['model'], contract_of_run(run))
     part = run['model'].get('representation')
-    if isinstance(part, dict) and hasattr(part_class(part), 'facts'):
-        run['model'] = fill_in(run['model'], from_config(part).facts)
+    if isinstance(part, dict): run['model'] = fill_in(run['model'], getattr(from_config(part), 'facts', {}))
     source = from_config(run['source'])
     out = run.get('out') or setting('runs') / f"{run.get('recipe', 'run')}-{run['source']['source']}"
     return {'recipe': run.get('recipe', ''), **run, 'source': to_config(source), 'out': str(out)}

@@ -112,10 +112,10 @@ class How:
     "How `ecgnb tokenizer` learns a vocabulary."
     out: str = ''              # the table's file, '' = cache/tokenizer-SOURCE-MERGES.json
     store: str = ''            # folder of a prepared store, instead of a source
-    fold: str = 'train'        # folds that are learnt from: train, or numbers such as 1-8
+    fold: str = 'train'        # folds that are learned from: train, or numbers such as 1-8
     unseen: str = 'val'        # folds on which tokens are counted afterwards, '' = none
-    merges: int = 5000         # merges, at most: the vocabulary has the letters besides
-    sample: int = 0            # windows that are learnt from, 0 = all
+    merges: int = 5000         # merges at most; the vocabulary is these, the levels and three special tokens
+    sample: int = 0            # windows drawn to learn from, 0 = all of the fold
     strata: int = 0            # clusters of shapes that share the sample equally, 0 = at random
     min_frequency: int = 2     # a pair that occurs less often is not merged
     join: bool = False         # let merges cross from one window into the next, as ECG-Byte did
@@ -126,7 +126,10 @@ class How:
         for name, low in (('merges', 1), ('sample', 0), ('strata', 0), ('min_frequency', 1), ('threads', 0)):
             if getattr(self, name) < low: raise ECGError(f'{name}={getattr(self, name)}; wanted {low} or more')
         for which in (self.fold, *filter(None, [self.unseen])): fold_numbers(which)
-        if self.strata and not self.sample: raise ECGError(f'strata={self.strata} divide a sample; say sample=... too')
+        if self.strata > self.sample:
+            raise ECGError(f'strata={self.strata} divide a sample of {self.sample}; wanted sample={self.strata} or more')
+        if self.out and Path(self.out).suffix != '.json': raise ECGError(f'out={self.out}: a table is a .json file')
+        if Path(self.out).is_dir() and self.out: raise ECGError(f'out={self.out} is a folder; wanted a file')
 
 def windows_of(how, others):
     "(store, configuration of its symbols, name of the data) for the command's arguments."
@@ -135,6 +138,7 @@ def windows_of(how, others):
         override(run, text.replace('symbols.', 'model.', 1) if text.startswith('symbols.') else text)
     if not how.store:
         run = complete(run)
+        from_config(run['model'])                       # refused here, before any work
         return store_of(run), run['model'], run['source']['source']
     if any(not t.startswith('symbols.') for t in others):
         raise ECGError('store= is prepared already: source and prepare say nothing about it; leave them out')
@@ -159,11 +163,11 @@ def main(args=None):
         parts = np.array_split(np.arange(len(mine)), max(1, len(mine)//256))
         groups = strata(np.concatenate([morphology(millivolts(mine, p).numpy(), mine.fs) for p in parts]), how.strata, how.seed)
     rows = choose(len(mine), sample, groups, how.seed)
-    if config.get('norm') == 'percentile' and not {'low', 'high'} & set(config):
-        config['low'], config['high'] = percentiles(mine, rows, seed=how.seed)
+    if config.get('norm') == 'percentile':
+        for k, v in zip(('low', 'high'), percentiles(mine, rows, seed=how.seed)): config.setdefault(k, v)
     symbols = from_config(config)
     file = Path(how.out or setting('cache')/f'tokenizer-{name}-{how.merges}.json')
-    if file.is_dir(): raise ECGError(f'out={file} is a folder; wanted a file such as {file}/table.json')
+    file.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     from tqdm.auto import tqdm
     with tqdm(total=how.merges, desc='merges', mininterval=.2) as bar:
@@ -171,7 +175,6 @@ def main(args=None):
                       lambda done, of: bar.update(done - bar.n), source=name, fold=how.fold, seed=how.seed, strata=how.strata)
         bar.update(len(table.pairs) - bar.n)
     seconds = time.perf_counter() - began
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_table(file, table)
     n = table.notes
     print(f"{len(table.pairs)} merges of {n['symbols']:,} symbols ({n['windows']} windows of {n['patients']} patients) in {seconds:.2f} s")

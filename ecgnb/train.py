@@ -26,7 +26,7 @@ from .fit import fit
 from .hub import check_contract, contract_of, save, sweep, write_folder, write_text
 from .loader import loader
 from .prepare import prepare
-from .recipes import build, complete, contract_of_run, help_of, recipes
+from .recipes import build, complete, contract_of_run, help_of, recipes, said
 from .records import check_split, fold_numbers
 from .registry import from_config
 from .settings import setting
@@ -292,10 +292,10 @@ def main(args=None):
     names = [a for a in args if a not in ('-h', '--help')]
     if not names:
         rows = '\n'.join(f'  {n:<12}{f.__doc__}' for n, f in recipes.items())
-        print(f'ecgnb train RECIPE key=value ...\n\nrecipes:\n{rows}')
+        print(f'ecgnb train RECIPE key=value ...   (ecgnb train RECIPE -h lists its fields)\n\nrecipes:\n{rows}')
         return
+    if len(names) < len(args): print(f'ecgnb train {names[0]} key=value ...\n\n{help_of(said(*names))}'); return
     run = build(*names)
-    if len(names) < len(args): print(f'ecgnb train {names[0]} key=value ...\n\n{help_of(run)}'); return
     results = train(run)
     if Accelerator().is_main_process: print(json.dumps(results, indent=1))
 

@@ -510,3 +510,42 @@ def test_real_recordings_train_and_encode_as_plain_python_does(real):
         assert bpe.encode(text).tolist() == exact(pairs, az, text)
         assert bpe.encode_longest(text).tolist() == longest(spelled(pairs, az), text)
         assert bpe.decode(bpe.encode(text)) == text
+
+
+def columns(a): return np.asfortranarray(a)
+def packed(a):
+    "A field of a packed record array: its strides are no multiple of its size, its addresses are not aligned."
+    out = np.zeros(a.shape, dtype=[('flag', 'u1'), ('value', a.dtype)])
+    out['value'] = a
+    return out['value']
+
+@pytest.mark.parametrize('held', [columns, packed, lambda a: np.repeat(a, 2, -1)[..., ::2]], ids=['columns', 'packed', 'strided'])
+def test_how_numpy_holds_an_array_changes_nothing(held):
+    bpe = Bpe.from_pairs([[97, 98], [256, 99]])
+    x = np.random.default_rng(0).standard_normal((1, 2, 50)).astype('f4')
+    for range in ('record', 'lead', (-1., 1.)):
+        for a, b in zip(quantise(held(x), range=range), quantise(x, range=range)): assert (a == b).all()
+        (a,), s = bpe.encode_signals(held(x), range=range)
+        (b,), t = bpe.encode_signals(x, range=range)
+        assert (a == b).all() and (s == t).all()
+    spans = np.array([[[0, 1]], [[2, 3]]], 'f4')
+    assert (bpe.decode_signals([[97], [97]], (1, 1), held(spans)) == bpe.decode_signals([[97], [97]], (1, 1), spans)).all()
+    pairs = np.array([[97, 99], [98, 100], [256, 257]])
+    assert Bpe.from_pairs(held(pairs)).pairs.tolist() == pairs.tolist()
+    for dtype in ('u2', 'u4', 'i4', 'i8'):
+        ids = np.array([97, 256, 257, 99], dtype)
+        assert bpe.decode(held(ids)) == b'aababcc' and bpe.spans(held(ids)).tolist() == bpe.spans(ids).tolist()
+    text = np.frombuffer(b'abcabz', np.uint8)
+    assert bpe.encode(held(text)).tolist() == bpe.encode(b'abcabz').tolist()
+
+@pytest.mark.parametrize('call', [
+    lambda n: train([b'abab'], n), lambda n: train([b'abab'], 1, min_frequency=-n), lambda n: train([b'ab'], 1, threads=-n),
+    lambda n: quantise(np.zeros((1, 1, 4), 'f4'), levels=n), lambda n: quantise(np.zeros((1, 1, 4), 'f4'), first=n),
+    lambda n: Bpe([]).encode_batch([b'a'], threads=-n), lambda n: Bpe([]).decode_signals([[97]], (n, 1), np.zeros((1, 1, 2), 'f4'))])
+def test_numbers_beyond_64_bits_are_wrong_values_like_others(call):
+    with pytest.raises(ValueError): call(10**30)
+
+def test_tokens_of_a_few_pairs_that_stand_for_gigabytes_are_refused_at_once():
+    pairs = [[97, 98]] + [[256 + i, 256 + i] for i in range(25)]
+    with pytest.raises(ValueError, match='bytes of tokens: wanted at most 16777216'): Bpe.from_pairs(pairs)
+    with pytest.raises(ValueError, match='bytes of tokens: wanted at most 16777216'): Bpe([(b'ab'*9_000_000, 256)])

@@ -217,9 +217,9 @@ def test_command(tmp_path, cache, capsys, monkeypatch):
     assert (bare / 'reconstruct.json').is_file() and results['finished']
 
 def test_command_errors(tmp_path, capsys):
-    for args, said in ((['reconstruct', str(tmp_path / 'no')], 'no such folder'), (['reconstruct', str(tmp_path), 'flod=val'], "no field 'flod'"),
+    for args, said in ((['reconstruct', str(tmp_path / 'no')], 'no such folder'), (['reconstruct', str(tmp_path), 'flod=val'], "did you mean 'fold'"),
                        (['reconstruct', str(tmp_path)], 'holds no config.json'), (['reconstruct', str(tmp_path), 'fold'], 'wanted key=value'),
-                       (['reconstruct', str(tmp_path), 'model.ratio=.5'], "no field 'model.ratio'")):
+                       (['reconstruct', str(tmp_path), 'model.ratio=.5'], "no key 'model.ratio'")):
         assert command(args) == 2 and said in capsys.readouterr().err
     assert command(['reconstruct', '-h']) == 0 and 'fold=test' in capsys.readouterr().out
     assert not any(tmp_path.iterdir())

@@ -215,3 +215,27 @@ def test_all_but_the_tokenizer_works_without_the_extension():
             "[importlib.import_module(n) for n in names]; print(len(names))")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 30, done.stderr
+
+
+TOKENS = [n for n in representation if 'tokens' in small(representation[n]).gives]
+
+@pytest.mark.parametrize('name', TOKENS)
+def test_a_representation_of_tokens_goes_through_a_language_model(name):
+    "What a run, next_token and generation ask of it; a new notebook is tried by being there."
+    r, b = small(representation[name], context=0), batch_for(length=60)
+    assert {'leads', 'fs', 'length', 'unit'} <= r.contract.keys() and json.dumps(r.contract)
+    assert r.facts == dict(vocab=r.vocab, context=r.gives['tokens'][0]) and r.sizes.shape == (r.vocab,)
+    assert r.sizes[[r.pad, r.bos, r.eos]].tolist() == [0, 0, 0] and len({r.pad, r.bos, r.eos}) == 3
+    out = r(b)
+    tokens, valid = out['tokens'], out['tokens_valid']
+    assert tokens.dtype == torch.int64 and valid.dtype == out['truncated'].dtype == torch.bool and tokens.shape == valid.shape
+    assert (tokens[~valid] == r.pad).all() and (tokens[:, 0] == r.bos).all() and ((tokens == r.eos).sum(1) == 1).all()
+    assert (r.sizes[tokens].sum(1) == b['signal'][0].numel()).all(), 'the tokens stand for all samples of all leads'
+    torch.manual_seed(0)
+    m = objective['next_token'](r, small(encoder['decoder'], **r.facts))
+    assert m(b).loss.isfinite()
+    new, = m.generate([tokens[0, :20]], 5)
+    assert 1 <= len(new) <= 5 and 0 <= new.min() and new.max() < r.vocab
+    once = r.tokenise(b)
+    assert torch.equal(r(once)['tokens'], tokens)
+    with pytest.raises(ValueError, match='made by'): r(once | {'tokens_of': 'another'})

@@ -71,7 +71,7 @@ def test_compression_counts_tokens(store, symbols):
     count = compression(bpe, store)
     assert count.mean() < 400 and count.max() <= 800
 
-def test_patients_of_other_folds_are_not_learnt_from(tmp_path, cache, monkeypatch, capsys):
+def test_patients_of_other_folds_are_not_learned_from(tmp_path, cache, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(tokenizer, 'learn', lambda s, store, *a, **k: seen.append(set(store.frame['fold'])) or learn(s, store, *a, **k))
     how = ['source=sample', 'source.n=80', 'source.fs=100', 'prepare.fs=100', 'prepare.leads=II,V2', 'prepare.seconds=4', 'merges=50']
@@ -92,8 +92,8 @@ def test_from_a_store(store, tmp_path, capsys):
     assert read_table(tmp_path/'t.json').contract['leads'] == ['II', 'V2'] and 'on ' not in capsys.readouterr().out.splitlines()[-2]
 
 @pytest.mark.parametrize('said, message', [
-    (['merges=0'], 'merges=0; wanted 1 or more'), (['merges=many'], 'wanted int'), (['merge=5'], "no field 'merge'"), (['fold=trian'], 'did you mean'),
-    (['strata=4'], 'divide a sample'), (['symbols.levels=1000'], 'wanted 2 to 256'), (['symbols.norm=minimax'], "did you mean 'minmax'"),
+    (['merges=0'], 'merges=0; wanted 1 or more'), (['merges=many'], 'wanted int'), (['merge=5'], "no key 'merge'"), (['fold=trian'], 'did you mean'),
+    (['strata=4'], 'divide a sample of 0'), (['symbols.levels=1000'], 'wanted 2 to 256'), (['symbols.norm=minimax'], "did you mean 'minmax'"),
     (['merges=70000'], '65'), (['source=smaple'], "did you mean 'sample'"), (['store=nowhere'], 'nowhere')])
 def test_what_cannot_be_is_refused(said, message, cache, capsys, tmp_path):
     how = [] if any(s.startswith(('store', 'source')) for s in said) else \

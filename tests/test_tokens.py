@@ -1,12 +1,14 @@
 """Token representations and their tables: parity with ECG-Byte, round trips, contracts, files that lie."""
 import copy
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 
@@ -23,11 +25,19 @@ from ecgnb.leads import ECGError
 from ecgnb.registry import fields_of, from_config, to_config
 from ecgnb.representations.bpe import Bpe
 from ecgnb.representations.symbols import Symbols, flatten, quantise, ranges, unflatten
-from ecgnb.table import Table, by_merges, join, plain, read_table, recover, write_table
+from ecgnb.table import Table, by_merges, plain, read_table, recover, write_table
 
 _bpe = pytest.importorskip('ecgnb._bpe', reason='make setup builds the extension')
 LEADS = 'I,II,V1'
 
+
+def join(ids, pair, new):
+    "The list `ids` with every `pair` replaced by the id `new`, from left to right."
+    out, i, last = [], 0, len(ids) - 1
+    while i <= last:
+        if i < last and ids[i] == pair[0] and ids[i + 1] == pair[1]: out.append(new); i += 2
+        else: out.append(ids[i]); i += 1
+    return out
 
 def signals(B=3, C=3, T=500, seed=0, **more):
     "Waves with noise, of unlike size in each lead."
@@ -360,7 +370,7 @@ def test_without_the_extension_only_merges_are_missing():
             "try: Bpe.of(Table([[0, 0]], r.alphabet), leads='II')({'signal': torch.rand(1, 1, 9)})\n"
             "except ValueError as err: print(err)")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert 'type make setup' in out.stdout, out.stdout + out.stderr
+    assert 'type make -B setup' in out.stdout, out.stdout + out.stderr
 
 @pytest.mark.parametrize('wrong', [dict(levels=1), dict(levels=257), dict(context=2), dict(block=0), dict(norm='zscore'), dict(crop='start'), dict(length=0),
                                    dict(norm='percentile', scope='lead'), dict(norm='percentile', low=1., high=1.), dict(pad_side='both')], ids=str)
@@ -407,7 +417,7 @@ def test_a_json_cut_anywhere_is_refused(table, tmp_path):
     (dict(alphabet=[97, 97]), 'alphabet: 2 symbols, 1 of them different'), (dict(alphabet=[97, 300]), 'alphabet: 300; wanted integers from 0 to 255'),
     (dict(alphabet=[]), 'alphabet: 0 symbols'), (dict(merges=[[0, 1], [0]]), r'merge 1 is \[0\]'), (dict(merges=[[0, 26]]), r'merge 0 joins \[0, 26\]'),
     (dict(merges=[[0, 1.5]]), 'merge 0 is'), (dict(merges=[[0, True]]), 'merge 0 is'), (dict(merges=[[0, -1]]), 'merge 0 is'), (dict(merges=[[0, 1], [0, 1]]), 'as merge 0 did'),
-    (dict(merges=[[25 + k, 25 + k] for k in range(50)]), 'over 67,108,864 symbols'), (dict(contract=[]), 'contract: .*wanted a dict'),
+    (dict(merges=[[25 + k, 25 + k] for k in range(50)]), 'over 16,777,216 symbols'), (dict(contract=[]), 'contract: .*wanted a dict'),
     (dict(contract={'fs': '250'}), "contract: fs is '250'; wanted float"), (dict(contract={'rate': 250}), "no entry 'rate'"), (dict(notes=3), 'notes: 3')], ids=str)
 def test_wrong_json_is_named(table, tmp_path, change, words):
     file = tmp_path/'t.json'
@@ -516,3 +526,28 @@ def test_a_pickle_that_repeats_itself_without_end_is_refused(tmp_path):
     loop = []; loop.append((loop, 256))
     (tmp_path/'t.pkl').write_bytes(pickle.dumps(({}, loop), 4))
     with pytest.raises(ECGError, match='merge 0 is'): read_table(tmp_path/'t.pkl')
+
+
+def test_a_pickle_whose_key_is_a_deep_tuple_is_refused_before_it_is_hashed(tmp_path):
+    (tmp_path/'deep.pkl').write_bytes(b'\x80\x04}' + b')' + b'\x85'*2_000_000 + b'K\x01s.')
+    with pytest.raises(ECGError, match='a key of type tuple'): read_table(tmp_path/'deep.pkl')
+
+def test_a_pickle_of_one_long_token_takes_no_longer_than_its_length(tmp_path):
+    tokens = [bytes(p) for p in itertools.product(range(256), repeat=2)][:20_000]
+    merges = [(list(t), 256 + i) for i, t in enumerate([*tokens, b''.join(tokens)])]
+    vocab = {i: chr(i) if i < 128 else f'<{i}>' for i in range(256)}
+    vocab |= {i: ''.join(vocab[b] for b in t) for t, i in merges}
+    (tmp_path/'long.pkl').write_bytes(pickle.dumps((vocab, merges), 4))
+    began = time.process_time()
+    with pytest.raises(ECGError, match='wanted 2'): read_table(tmp_path/'long.pkl')
+    assert time.process_time() - began < 20
+
+def test_gradients_empty_batches_and_a_merge_that_never_applies():
+    rep = Symbols(leads='II', fs=100., length=50)
+    x = torch.randn(2, 1, 50, requires_grad=True)
+    table = Table([[5, 5]], rep.alphabet)
+    assert len(rep.encode(x)[0]) == len(Bpe.of(table, leads='II', fs=100., length=50).encode(x)[0]) == 2
+    with pytest.raises(ECGError, match='a batch of no signals'): rep({'signal': x[:0].detach()})
+    never = Bpe.of(Table([[0, 0], [0, 26]], rep.alphabet), leads='II', fs=100., length=50)      # aaa is (aa, a) before it can be (a, aa)
+    with pytest.raises(ECGError, match='merge 1 joins ids 0 and 26, which never meet'): never.encode(x)
+    with pytest.raises(ECGError, match='within a million mV'): Symbols(norm='percentile', low=-1e39, high=1e39)

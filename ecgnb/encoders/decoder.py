@@ -17,7 +17,7 @@ from ..transformer import Cache, Positions, Transformer, init, pool, rename, rot
 @encoder
 class Decoder(nn.Module):
     "Causal transformer: tokens (B, L) int64 -> (B, L, D). ECGError where its fields do not fit or a token is none."
-    vocab: int = 10259         # tokens there are, special ones included
+    vocab: int = 10259         # tokens; ECG-Byte's 256 bytes + 10,000 merges + 3 special ones
     context: int = 2048        # tokens of a sequence at most
     dim: int = 512             # width of a token
     depth: int = 12            # transformer blocks

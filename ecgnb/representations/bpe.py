@@ -52,8 +52,10 @@ class Bpe(Symbols):
         for k, theirs in said.items():
             mine = getattr(self, k)
             if k in self.given and k != 'length' and (','.join(lead_names(mine)) if k == 'leads' else mine) != theirs:
-                raise ECGError(f'Bpe.{k} is {mine!r}, the table {where} was made with {theirs!r}: leave {k} out, '
-                               f'or make a table for it with ecgnb tokenizer')
+                run = f"{'prepare' if k in ('fs', 'leads') else 'model.representation'}.{k}"
+                raise ECGError(f'Bpe.{k} is {mine!r}, the table {where} was made with {theirs!r}: in a run set '
+                               f"{run}={f'{theirs:g}' if type(theirs) is float else theirs}, in Python leave {k} out, "
+                               'or make a table for it with ecgnb tokenizer')
             if k not in self.given: setattr(self, k, float(theirs) if k in ('fs', 'low', 'high') else theirs)
         want(table.alphabet == self.alphabet, f'{where}: an alphabet of {len(table.alphabet)} symbols from byte '
              f'{table.alphabet[0]}; levels={self.levels} wants {len(self.alphabet)} from byte {self.alphabet[0]}')
@@ -93,7 +95,8 @@ class Bpe(Symbols):
                 make = Rust.from_pairs
             except (ImportError, AttributeError) as err:
                 raise ECGError(f'bpe needs the compiled ecgnb._bpe of this version ({err}); type make -B setup') from err
-            self.made['rust'] = make(self.learned.pairs, self.alphabet)
+            try: self.made['rust'] = make(self.learned.pairs, self.alphabet)
+            except ValueError as err: raise ECGError(f'a table of {self.merges:,} merges that cannot be: {err}') from err
         return self.made['rust']
 
     def ids(self, codes):

@@ -62,10 +62,10 @@ class Symbols(nn.Module):
     fs: float = 250.          # samples a second, Hz
     length: int = 2500        # samples in a window, at most
     levels: int = 26          # levels of a sample, 2 to 256
-    norm: str = 'minmax'      # the range: minmax (of the recording itself) or percentile (low to high, for all)
+    norm: str = 'minmax'      # range: minmax, a recording's own (ecg_encoder, ELM); percentile, one for all (ECG-Byte)
     scope: str = 'record'     # one range for the record or one for each lead
-    low: float = -1.5         # with percentile: mV of the lowest level; ECG-Byte: 1st percentile of the data - 0.5
-    high: float = 1.5         # with percentile: mV of the highest level; ECG-Byte: 99th percentile + 0.5
+    low: float = -1.5         # with norm=percentile only: mV of the lowest level; ECG-Byte: 1st percentile - 0.5
+    high: float = 1.5         # with norm=percentile only: mV of the highest level; ECG-Byte: 99th percentile + 0.5
     flatten: str = 'lead'     # order of the symbols: lead after lead, or in time
     block: int = 1            # with flatten=time: samples of a lead that stay together
     centre: bool = True       # a level decodes to its middle; off: to level/(levels - 1) of the range, as in ECG-Byte
@@ -83,8 +83,12 @@ class Symbols(nn.Module):
         want(self.block >= 1, f'{name}.block is {self.block}; wanted 1 sample or more')
         want(self.context == 0 or self.context >= 3,
              f'{name}.context is {self.context}; wanted 3 tokens or more, or 0 = no limit')
-        want(self.norm == 'minmax' or -math.inf < self.low < self.high < math.inf,
-             f'{name}: low={self.low:g} mV, high={self.high:g} mV; wanted low under high')
+        for k in ('low', 'high'):
+            v = getattr(self, k)
+            want(self.norm == 'percentile' or v == getattr(type(self), k), f"{name}.{k} is {v:g}; {k} is read with "
+                 "norm='percentile' only; leave it out or say norm='percentile'")
+        want(self.norm == 'minmax' or -1e6 < self.low < self.high < 1e6,
+             f'{name}: low={self.low:g} mV, high={self.high:g} mV; wanted low under high, within a million mV')
         want(self.norm == 'minmax' or self.scope == 'record',
              f"{name}: norm='percentile' has one range for all leads; wanted scope='record' or norm='minmax'")
         self.names, self.warned = lead_names(self.leads), False
@@ -107,7 +111,7 @@ class Symbols(nn.Module):
     def vocab(self): return self.base + 3
     @property
     def sizes(self):
-        "int64 (vocab,): symbols that each token stands for, 0 for the special ones."
+        "int64 (vocab,): samples (of one lead) that each token stands for, 0 for the special ones."
         return torch.tensor([1]*self.levels + [0]*3)
     @property
     def most(self): return self.context or len(self.names)*self.length + 2      # tokens of a sequence
@@ -134,12 +138,13 @@ class Symbols(nn.Module):
 
     def checked(self, x, valid=None, record=None):
         "float32 (B,C,t) mV, 0 where not valid, of x (B,C,t). ECGError for another shape or a sample that is no number."
-        x = x.float()
+        x = x.detach().float()
         if x.ndim != 3 or x.shape[1] != len(self.names) or not 1 <= x.shape[2] <= self.length:
             raise ECGError(f'a signal of {tuple(x.shape[1:])} (leads, samples); this model reads ({len(self.names)}, '
                            f'up to {self.length}): {self.length/self.fs:g} s at {self.fs:g} Hz of {self.leads}')
+        want(len(x), 'a batch of no signals; wanted one or more')
         if valid is not None: x = x.masked_fill(~valid, 0.)
-        if x.numel() and not torch.stack(x.aminmax()).isfinite().all():
+        if not torch.stack(x.aminmax()).isfinite().all():
             b, c, t = (~x.isfinite()).nonzero()[0].tolist()
             raise ECGError(f'record {record[b] if record else b}: {self.names[c]} is {x[b, c, t].item()} at sample '
                            f"{t}; wanted mV, and False in batch['valid'] where nothing was recorded, as collate does")
@@ -232,5 +237,5 @@ class Symbols(nn.Module):
         looks = [overlay_mask(odd, '#2b6cb0', ''), overlay_trace(mv, '#c2410c', '', ~odd & valid),
                  overlay_trace(mv, '#1e4e8c', '', odd & valid)]
         title = f"{e.meta.get('record', 'ECG')}: {len(ids[0]):,} tokens for {len(number):,} symbols"
-        return plot(part, mm_per_s=100 if seconds <= 4 else 50, start=start, seconds=seconds, title=title,
-                    overlays=looks, calibration=False)
+        speed = 500 if seconds <= .25 else 100 if seconds <= 4 else 50
+        return plot(part, mm_per_s=speed, start=start, seconds=seconds, title=title, overlays=looks, calibration=False)

@@ -17,7 +17,7 @@ const ID: u32 = (1 << BITS) - 1;
 /// Most tokens of a vocabulary: two ids more mark the edge of a stretch, and what a merge leaves behind.
 const TOKENS: usize = ID as usize - 2;
 /// Most tokens of a stretch: three entries for each are numbered in 32 bits.
-const LONGEST: usize = 1 << 30;
+const LONGEST: usize = 1 << 26;
 /// A stretch ends at the first place after so many tokens that no token can cover.
 const STRETCH: usize = 2048;
 /// Memory of a finished encoding is kept for the next one up to so many tokens.

@@ -31,11 +31,11 @@ use trie::Trie;
 pub trait Id: Copy + Display + TryInto<usize> {}
 impl<T: Copy + Display + TryInto<usize>> Id for T {}
 
-/// Tokens, and bytes of all tokens together: nodes of the trie, one for each byte at most, are numbered in 32 bits.
+/// Most tokens: ids are numbered in 32 bits.
 const MOST: usize = i32::MAX as usize;
 
-/// Bytes of all tokens together that merges may make: a few pairs of ids can stand for any length.
-const LONGEST: usize = 1 << 27;
+/// Most bytes of all tokens together: a few pairs of ids can stand for any length, and the trie has a node for each.
+const LONGEST: usize = 1 << 24;
 
 /// A vocabulary: the symbols of the alphabet take ids `0..alphabet.len()`, the merged tokens the ids after them.
 #[derive(Debug, Clone)]
@@ -95,8 +95,8 @@ impl Bpe {
             bytes.extend_from_slice(merges[entry].0.as_ref());
             starts.push(bytes.len());
         }
-        if bytes.len() > MOST {
-            return Err(Error::TooLarge { what: "bytes of tokens", count: bytes.len(), most: MOST });
+        if bytes.len() > LONGEST {
+            return Err(Error::TooLarge { what: "bytes of tokens", count: bytes.len(), most: LONGEST });
         }
         let trie = Trie::new(alphabet, &bytes, &starts)?;
         let tokens = Tokens::new(bytes, &starts);

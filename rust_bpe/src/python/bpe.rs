@@ -77,7 +77,7 @@ impl Bpe {
         &self,
         py: Python<'py>,
         items: &Bound<'py, PyAny>,
-        threads: i64,
+        #[pyo3(from_py_with = read::whole)] threads: i64,
         dtype: &str,
     ) -> PyResult<Bound<'py, PyList>> {
         self.many(py, items, threads, dtype, Way::Exact)
@@ -100,7 +100,7 @@ impl Bpe {
         &self,
         py: Python<'py>,
         items: &Bound<'py, PyAny>,
-        threads: i64,
+        #[pyo3(from_py_with = read::whole)] threads: i64,
         dtype: &str,
     ) -> PyResult<Bound<'py, PyList>> {
         self.many(py, items, threads, dtype, Way::Longest)
@@ -115,12 +115,12 @@ impl Bpe {
         &self,
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
-        levels: i64,
-        first: i64,
+        #[pyo3(from_py_with = read::whole)] levels: i64,
+        #[pyo3(from_py_with = read::whole)] first: i64,
         range: Bounds,
-        block: i64,
+        #[pyo3(from_py_with = read::whole)] block: i64,
         exact: bool,
-        threads: i64,
+        #[pyo3(from_py_with = read::whole)] threads: i64,
         dtype: &str,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyArray3<f32>>)> {
         let how = read::quantiser_of(levels, first, range.0, block)?;
@@ -155,7 +155,7 @@ impl Bpe {
         &self,
         py: Python<'py>,
         items: &Bound<'py, PyAny>,
-        threads: i64,
+        #[pyo3(from_py_with = read::whole)] threads: i64,
     ) -> PyResult<Bound<'py, PyList>> {
         let threads = read::threads_of(threads)?;
         let items = read::each(items, Ids::of)?;
@@ -187,16 +187,16 @@ impl Bpe {
         &self,
         py: Python<'py>,
         items: &Bound<'py, PyAny>,
-        shape: (i64, i64),
+        #[pyo3(from_py_with = read::shape)] shape: (i64, i64),
         ranges: &Bound<'py, PyAny>,
-        levels: i64,
-        first: i64,
-        block: i64,
+        #[pyo3(from_py_with = read::whole)] levels: i64,
+        #[pyo3(from_py_with = read::whole)] first: i64,
+        #[pyo3(from_py_with = read::whole)] block: i64,
         offset: f32,
         divisor: Option<f32>,
         eps: f32,
         partial: bool,
-        threads: i64,
+        #[pyo3(from_py_with = read::whole)] threads: i64,
     ) -> PyResult<Bound<'py, PyArray3<f32>>> {
         let how = read::quantiser_of(levels, first, Range::Record, block)?;
         let (back, threads) = (read::back_of(levels, offset, divisor, eps)?, read::threads_of(threads)?);

@@ -32,11 +32,11 @@ impl From<Error> for PyErr {
 fn train<'py>(
     py: Python<'py>,
     sequences: &Bound<'py, PyAny>,
-    merges: i64,
+    #[pyo3(from_py_with = read::whole)] merges: i64,
     alphabet: Option<&Bound<'py, PyAny>>,
-    min_frequency: i64,
+    #[pyo3(from_py_with = read::whole)] min_frequency: i64,
     join: bool,
-    threads: i64,
+    #[pyo3(from_py_with = read::whole)] threads: i64,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Bpe, Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<u64>>)> {
     let alphabet = read::alphabet_of(alphabet)?;
@@ -91,10 +91,10 @@ fn train<'py>(
 fn quantise<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyAny>,
-    levels: i64,
-    first: i64,
+    #[pyo3(from_py_with = read::whole)] levels: i64,
+    #[pyo3(from_py_with = read::whole)] first: i64,
     range: Bounds,
-    block: i64,
+    #[pyo3(from_py_with = read::whole)] block: i64,
 ) -> PyResult<(Bound<'py, PyArray2<u8>>, Bound<'py, PyArray3<f32>>)> {
     let how = read::quantiser_of(levels, first, range.0, block)?;
     let x = Signals::of(x)?;

@@ -22,7 +22,7 @@ impl<'py> Text<'py> {
         } else if let Ok(text) = value.cast::<PyString>() {
             text.to_str()?;
             Ok(Self::Str(text.clone()))
-        } else if let Ok(array) = value.extract() {
+        } else if let Ok(array) = tidy(value)?.extract() {
             Ok(Self::Array(array))
         } else if let Ok(bytes) = value.cast::<PyByteArray>() {
             Ok(Self::Copy(bytes.to_vec()))
@@ -76,10 +76,10 @@ impl<'py> Ids<'py> {
         if let Ok(array) = value.cast::<PyUntypedArray>() {
             let dtype = array.dtype();
             return match (dtype.kind(), dtype.itemsize()) {
-                (b'u', 2) => value.extract().map(Self::U16).ok(),
-                (b'u', 4) => value.extract().map(Self::U32).ok(),
-                (b'i', 4) => value.extract().map(Self::I32).ok(),
-                (b'i', 8) => value.extract().map(Self::I64).ok(),
+                (b'u', 2) => tidy(value)?.extract().map(Self::U16).ok(),
+                (b'u', 4) => tidy(value)?.extract().map(Self::U32).ok(),
+                (b'i', 4) => tidy(value)?.extract().map(Self::I32).ok(),
+                (b'i', 8) => tidy(value)?.extract().map(Self::I64).ok(),
                 _ => None,
             }
             .ok_or_else(unwanted);
@@ -121,7 +121,18 @@ macro_rules! with_ids {
 }
 pub(crate) use with_ids;
 
-/// The array's values in place, or copied where it has strides.
+/// The value; an array that numpy does not hold in rows without gaps, at aligned addresses, as a copy that is.
+fn tidy<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = value.py();
+    match value.cast::<PyUntypedArray>() {
+        Ok(array) if !array.is_c_contiguous() || !value.getattr("flags")?.getattr("aligned")?.is_truthy()? => {
+            py.import("numpy")?.call_method1("require", (value, py.None(), ["C", "A"]))
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
+/// The values of an array that is [`tidy`], in place.
 pub fn flat<'a, T: Element + Copy, D: Dimension>(array: &'a PyReadonlyArray<'_, T, D>) -> Cow<'a, [T]> {
     match array.as_slice() {
         Ok(values) => Cow::Borrowed(values),
@@ -139,7 +150,8 @@ pub struct Signals<'py> {
 impl<'py> Signals<'py> {
     pub fn of(x: &Bound<'py, PyAny>) -> PyResult<Self> {
         let wanted = "a float32 array (B, C, T) in mV (one recording: x[None], torch: x.numpy())";
-        let array: PyReadonlyArray3<f32> = x.extract().map_err(|_| unwanted(x, Right::Float32, "x is", wanted))?;
+        let array: PyReadonlyArray3<f32> =
+            tidy(x)?.extract().map_err(|_| unwanted(x, Right::Float32, "x is", wanted))?;
         let &[_, leads, samples] = array.shape() else {
             return Err(unwanted(x, Right::Float32, "x is", wanted));
         };
@@ -163,7 +175,7 @@ impl<'py> Signals<'py> {
 pub fn ranges_of(ranges: &Bound<PyAny>, items: usize, leads: usize) -> PyResult<Vec<[f32; 2]>> {
     let wanted = format!("a float32 array ({items}, 1, 2) or ({items}, {leads}, 2), low and high in mV");
     let wrong = || unwanted(ranges, Right::Float32, "ranges are", &wanted);
-    let array: PyReadonlyArray3<f32> = ranges.extract().map_err(|_| wrong())?;
+    let array: PyReadonlyArray3<f32> = tidy(ranges)?.extract().map_err(|_| wrong())?;
     match array.shape() {
         &[b, g, 2] if b == items && (g == 1 || g == leads) => Ok(flat(&array).as_chunks().0.to_vec()),
         _ => Err(wrong()),
@@ -218,7 +230,7 @@ pub fn pairs_of(pairs: &Bound<PyAny>) -> PyResult<Vec<(u32, u32)>> {
     if pairs.cast::<PyUntypedArray>().is_ok() {
         let known = rows::<u32>(pairs).or_else(|| rows::<i32>(pairs)).or_else(|| rows::<i64>(pairs));
         let known = known.or_else(|| rows::<u16>(pairs));
-        let wanted = "an integer array (merges, 2) or a list of (left, right)";
+        let wanted = "a uint16, uint32, int32 or int64 array (merges, 2) or a list of (left, right)";
         return known
             .ok_or_else(|| unwanted(pairs, Right::Integer, "pairs are", wanted))?
             .into_iter()
@@ -235,7 +247,7 @@ pub fn pairs_of(pairs: &Bound<PyAny>) -> PyResult<Vec<(u32, u32)>> {
 }
 
 fn rows<T: Element + Copy + Into<i64>>(pairs: &Bound<PyAny>) -> Option<Vec<[i64; 2]>> {
-    let array: PyReadonlyArray2<T> = pairs.extract().ok()?;
+    let array: PyReadonlyArray2<T> = tidy(pairs).ok()?.extract().ok()?;
     (array.shape()[1] == 2).then(|| flat(&array).as_chunks().0.iter().map(|pair| pair.map(T::into)).collect())
 }
 
@@ -274,6 +286,22 @@ pub fn overflow(error: PyErr) -> PyErr {
     } else {
         error
     }
+}
+
+/// A whole number; one beyond 64 bits is the largest or the least of them, and refused or harmless like these.
+pub fn whole(value: &Bound<PyAny>) -> PyResult<i64> {
+    match value.extract::<i64>() {
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
+            Ok(if value.lt(0)? { i64::MIN } else { i64::MAX })
+        }
+        known => known,
+    }
+}
+
+/// Leads and samples.
+pub fn shape(value: &Bound<PyAny>) -> PyResult<(i64, i64)> {
+    let (leads, samples): (Bound<PyAny>, Bound<PyAny>) = value.extract()?;
+    Ok((whole(&leads)?, whole(&samples)?))
 }
 
 /// A number that counts something.
