@@ -2,9 +2,9 @@
 //! until no pair is left.
 //!
 //! Three things make it fast on ECGs. Runs of one symbol start far ahead: a table holds the tokens of a run just before
-//! the first merge that could join it to its neighbours. The pairs then wait in one bucket for each merge; a merge makes
-//! pairs of later merges only, so one pass over the buckets is enough. Stretches of text that no token can join are
-//! encoded one after the other, in memory that stays in the cache.
+//! the first merge that could join it to its neighbours. The pairs then wait in one bucket for each merge; a merge
+//! makes pairs of later merges only, so one pass over the buckets is enough. Stretches of text that no token can join
+//! are encoded one after the other, in memory that stays in the cache.
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +24,7 @@ const STRETCH: usize = 2048;
 const KEEP: usize = 1 << 16;
 
 /// The merge of a pair of ids. Every left token has a row of slots, one for each right token; the rows are pushed into
-/// each other so that their pairs fall into each other's gaps. A pair that finds its slot taken goes to the next free one.
+/// each other so that their pairs fall into each other's gaps. A pair that finds its slot taken goes to the next free.
 #[derive(Clone)]
 struct Pairs {
     places: Vec<[u32; 2]>, // for each id the start of its row as left token, and its column as right token

@@ -176,7 +176,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// Adds a pair and moves the end of all spots behind its `size` spots. Returns the first one of them, or NOWHERE for
+    /// Adds a pair and moves the end of all spots behind its `size` spots. Returns the first of them, or NOWHERE for
     /// a pair that is too rare: it will not become more frequent.
     fn add(&mut self, left: u32, right: u32, count: u64, size: usize, end: &mut usize) -> usize {
         if count < self.least {

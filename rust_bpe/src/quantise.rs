@@ -20,7 +20,8 @@ pub enum Range {
     Fixed { low: f32, high: f32 }, // what is beyond takes the outer levels
 }
 
-/// How a signal becomes symbols: code = min(floor(levels * n), levels - 1), n = clip((x - low) / (high - low + 1e-6), 0, 1).
+/// How a signal becomes symbols: code = min(floor(levels * n), levels - 1) of
+/// n = clip((x - low) / (high - low + 1e-6), 0, 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantiser {
     pub levels: usize, // 2 to 256
@@ -175,7 +176,7 @@ fn samples_of(values: usize, leads: usize) -> Result<usize> {
 /// Blocks shorter than this are copied sample by sample.
 const SHORT: usize = 16;
 
-/// The order of the symbols: a block of each lead in turn. The last blocks are shorter where T is no multiple of theirs.
+/// The order of the symbols: a block of each lead in turn. The last blocks are shorter where theirs does not divide T.
 struct Order {
     block: usize,
     leads: usize,
@@ -273,7 +274,8 @@ struct Scale {
 wide!(fn extremes(values: &[f32]) -> ([f32; 2], bool) = extremes_portable);
 wide!(fn levels(values: &[f32], scale: Scale, out: &mut [u8]) -> bool = levels_portable);
 wide!(fn highest(symbols: &[u8], first: u8) -> u8 = highest_portable);
-wide!(fn values(symbols: &[u8], how: &Quantiser, back: &Back, range: [f32; 2], out: &mut [f32]) -> () = values_portable);
+wide!(fn values(symbols: &[u8], how: &Quantiser, back: &Back, range: [f32; 2], out: &mut [f32]) -> ()
+    = values_portable);
 
 /// 0 where x is finite.
 #[inline(always)]
