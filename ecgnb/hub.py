@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'CheckpointError', 'sweep', 'write_folder', 'write_text', 'contract_of', 'card', 'save', 'fill',
-           'read_config', 'load', 'check_contract', 'push_to_hub']
+           'read_config', 'read_tensors', 'load', 'check_contract', 'weights_of', 'begin', 'push_to_hub']
 
 # %% ../nbs/7_training/hub.ipynb #e51e1207
 import json
@@ -133,6 +133,14 @@ def read_config(folder):
                               f'this version of ecgnb reads format {FORMAT} with a "model"')
     return config
 
+def read_tensors(folder):
+    "dict name -> tensor of a checkpoint folder. CheckpointError where its file is not there or damaged."
+    file = Path(folder)/'model.safetensors'
+    if not file.is_file(): raise CheckpointError(f'{folder}: holds no model.safetensors')
+    try: return load_file(file)
+    except (SafetensorError, OSError) as err:
+        raise CheckpointError(f'{file}: damaged, or not a safetensors file: {err}') from err
+
 def load(name, contract=None, device='cpu', verbose=True):
     """The model in the folder `name`, or in the Hub repository `name` (user/name), in eval mode; says what it loaded.
     CheckpointError for anything but exactly that model's weights, or where the data's `contract` is another."""
@@ -146,12 +154,8 @@ def load(name, contract=None, device='cpu', verbose=True):
     config = read_config(folder)
     try: model = from_config(config['model'])
     except (ValueError, TypeError) as err: raise CheckpointError(f'{folder/"config.json"}: {err}') from err
-    file = folder/'model.safetensors'
-    if not file.is_file(): raise CheckpointError(f'{folder}: holds no model.safetensors')
-    try: tensors = load_file(file)
-    except (SafetensorError, OSError) as err:
-        raise CheckpointError(f'{file}: damaged, or not a safetensors file: {err}') from err
-    fill(model, tensors, file)
+    tensors = read_tensors(folder)
+    fill(model, tensors, folder/'model.safetensors')
     if contract is not None:
         if not config.get('contract'): raise CheckpointError(f'{folder}: states no input contract, so no data can be known to fit it')
         check_contract(contract, config['contract'], folder)
@@ -171,6 +175,23 @@ def check_contract(data, model, where='the model'):
     fs, n, leads = model['fs'], model['length'], model['leads']
     raise CheckpointError(f"{where}: another input contract\n  {said}\nprepare the data as the model wants them: "
                           f"prepare(src, path, fs={fs:g}, seconds={n/fs:g}, leads='{','.join(leads)}')")
+
+# %% ../nbs/7_training/hub.ipynb #bc501fff
+def weights_of(name):
+    "The folder of a checkpoint's weights: a run's best/, or the folder itself."
+    folder = Path(name)
+    return folder/'best' if (folder/'run.json').is_file() else folder
+
+def begin(model, name, parts=('representation', 'encoder')):
+    "Load these parts of the checkpoint or run `name` into those of `model`, strictly. CheckpointError where they do not fit."
+    folder = weights_of(name)
+    config, tensors = read_config(folder), read_tensors(folder)
+    if config.get('contract'): check_contract(contract_of(model) or {}, config['contract'], folder)
+    for part in parts:
+        if not isinstance(config['model'].get(part), dict): raise CheckpointError(f'{folder}: its model has no {part}')
+        mine = {k.removeprefix(f'{part}.'): v for k, v in tensors.items() if k.startswith(f'{part}.')}
+        fill(getattr(model, part), mine, f'{folder}, {part}')
+    return model
 
 # %% ../nbs/7_training/hub.ipynb #cd8679ba
 def push_to_hub(model, repo_id, private=True, notes='', **facts):

@@ -43,6 +43,8 @@ class Loader:
         self.records = store.frame['record'].to_numpy(object)
         self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
         self.labels = torch.from_numpy(store.labels)
+        self.texts = store.frame['text'].to_numpy(object)
+        self.said = any(self.texts)                                             # reports, of some windows at least
 
     def __len__(self):
         n = len(self.store) if self.drop_last else len(self.store) + self.batch_size - 1
@@ -66,6 +68,7 @@ class Loader:
         signal, scale = self.store.rows(rows.numpy())
         b = dict(signal=signal, scale=scale, label=self.labels[rows], seed=seeds, row=rows,
                  record=self.records[rows.numpy()].tolist())
+        if self.said: b['text'] = self.texts[rows.numpy()].tolist()
         if self.gaps[rows].any(): b['valid'] = signal != MISSING
         if self.unit == 'mV':
             b['signal'] = signal.float().mul_(b.pop('scale')[..., None])    # twice as fast on a CPU as int16 * float32

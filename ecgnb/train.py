@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from .batch import to_device
 from .fit import fit
-from .hub import check_contract, contract_of, save, sweep, write_folder, write_text
+from .hub import begin, check_contract, contract_of, save, sweep, write_folder, write_text
 from .loader import loader
 from .prepare import prepare
 from .recipes import build, complete, contract_of_run, help_of, recipes, said
@@ -160,6 +160,10 @@ def go_on(run, src, model, accelerator, quiet):
     if main: store.verify()             # a second a gigabyte, once, against days on damaged data
     parts = {k: store.fold(t[k]) for k in ('train', 'val')}
     check_contract(store.contract, contract_of(model), 'this run')
+    names = getattr(model, 'classes', '')
+    if names and names.split(',') != list(store.classes):
+        raise ValueError(f"model.classes={names}; the labels of {run['source']['source']} are {','.join(store.classes)}, in this order")
+    if t['start'] and state is None: begin(model, t['start'])
     then = getattr(model.representation, 'tokenise', None)              # in the loader's workers, not on the device
     batches = loader(parts['train'], t['batch_size'], seed=how['seed'], then=then)
     size = min(t['batch_size'], len(parts['val']))

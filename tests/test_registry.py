@@ -7,52 +7,51 @@ import pytest
 import torch
 from torch import nn
 from ecgnb import encoder, objective, representation, source
-from ecgnb.batch import sample_seeds
+from ecgnb.batch import fed, sample_seeds
 from ecgnb.ecg import ECG
 from ecgnb.hub import load, save
 from ecgnb.leads import guard
 from ecgnb.registry import PartError, fields_of, from_config, registries, to_config
 
 LEADS, LENGTH = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6', 500
-SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0., context=96)
+SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0., context=96, classes='A,B')
 PARTS = [(kind, name) for kind, r in registries.items() for name in r]
 
 
-def small(cls, **more):
+def small(part, /, **more):
     "An instance of a size for tests: every field that has a name known here is set."
-    return cls(**{k: v for k, v in {**SMALL, **more}.items() if k in cls.__dataclass_fields__})
+    return part(**{k: v for k, v in {**SMALL, **more}.items() if k in part.__dataclass_fields__})
 
 
 def batch_for(leads=LEADS, length=LENGTH, n=4):
     names = leads.split(',')
     x = torch.randn(n, len(names), length, generator=torch.Generator().manual_seed(1))
-    return {'signal': x, 'seed': sample_seeds(0, 0, range(n)), 'record': [str(i) for i in range(n)]}
+    label = torch.tensor([[0., 1.], [1., 0.], [1., 1.], [0., float('nan')]])[torch.arange(n) % 4]
+    return {'signal': x, 'seed': sample_seeds(0, 0, range(n)), 'record': [str(i) for i in range(n)], 'label': label,
+            'text': [f'sinus rhythm, number {i}' for i in range(n)]}
 
 
-def pair(name):
+def pair(name, **asks):
     "(a representation that gives what the encoder `name` takes, the encoder), both small."
     takes = small(encoder[name]).takes
     r = next(r for r in (small(representation[n]) for n in ['signal', *representation]) if takes.keys() <= r.gives.keys())
-    return r, small(encoder[name], **getattr(r, 'facts', {}))
+    return r, small(encoder[name], **asks, **getattr(r, 'facts', {}))
 
 
-def fed(r, e, batch):
-    "What the encoder is called with: the batch's entry that it takes, and which of it is valid (None: all)."
-    b, what = r(batch), next(iter(e.takes))
-    return b[what], b.get('valid' if what == 'signal' else f'{what}_valid')
-
-
-SIGNAL = [n for n in encoder if 'signal' in small(encoder[n]).takes]
+ENCODERS = [n for n in encoder if 'text' not in small(encoder[n]).takes]      # of ECGs; test_text.py tries those of reports
+SIGNAL = [n for n in ENCODERS if 'signal' in small(encoder[n]).takes]
 
 
 def objectives():
-    "Every objective with every encoder that has what it needs."
-    return [(o, e) for o in objective for e in encoder if all(hasattr(small(encoder[e]), n) for n in getattr(objective[o], 'needs', ()))]
+    "Every objective with every encoder that has what it needs, and the fields that it asks to be set."
+    fits = lambda o, e: (all(hasattr(small(encoder[e]), n) for n in getattr(objective[o], 'needs', ()))
+                         and getattr(objective[o], 'asks', {}).keys() <= encoder[e].__dataclass_fields__.keys())
+    return [(o, e) for o in objective for e in ENCODERS if fits(o, e)]
 
 
 def make(o, e):
     torch.manual_seed(0)
-    r, e = pair(e)
+    r, e = pair(e, **getattr(objective[o], 'asks', {}))
     return small(objective[o], representation=r, encoder=e)
 
 
@@ -76,26 +75,26 @@ def test_config_round_trip(kind, name):
     with pytest.raises(PartError, match='has no field'): from_config(config | {'dpeth': 1})
 
 
-@pytest.mark.parametrize('name', list(encoder))
+@pytest.mark.parametrize('name', ENCODERS)
 def test_encoder_shapes(name):
     r, e = pair(name)
-    x, valid = fed(r, e.eval(), batch_for())
+    x, valid = fed(e.eval(), r(batch_for()))
     z, f = e(x, valid), e.features(x, valid)
     assert z.shape == (4, e.n_tokens, e.dim) and f.shape == (4, e.dim) and z.isfinite().all() and f.isfinite().all()
     assert e.takes == r.gives
 
 
-@pytest.mark.parametrize('name', list(encoder))
+@pytest.mark.parametrize('name', ENCODERS)
 def test_encoder_reads_each_sample_alone(name):
     r, e = pair(name)
-    x, _ = fed(r, e.eval(), batch_for())
+    x, _ = fed(e.eval(), r(batch_for()))
     torch.testing.assert_close(e.features(x)[1:2], e.features(x[1:2]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', [n for n in encoder if n not in SIGNAL])
+@pytest.mark.parametrize('name', [n for n in ENCODERS if n not in SIGNAL])
 def test_encoder_of_tokens_ignores_padding_on_either_side(name):
     r, e = pair(name)
-    x, _ = fed(r, e.eval(), batch_for())
+    x, _ = fed(e.eval(), r(batch_for()))
     valid = torch.ones_like(x, dtype=torch.bool); valid[1, 40:] = False; valid[2, :40] = False
     other = x.masked_fill(~valid, 0)
     assert not torch.allclose(e.features(x, valid), e.features(x), atol=1e-4), f'{name} does not look at `valid`'

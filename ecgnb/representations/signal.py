@@ -13,12 +13,12 @@ from ..leads import ECGError, lead_names
 from ..registry import representation
 
 # %% ../../nbs/2_representations/signal.ipynb #1b738edc
-NORMS = ('none', 'zscore', 'minmax', 'robust')
+NORMS = ('none', 'fixed', 'zscore', 'minmax', 'robust')
 
-def statistics(x, valid, norm, scope, eps=1e-6):
+def statistics(x, valid, norm, scope, unit=1., eps=1e-6):
     "(shift, gain), each (B,C,1) mV: (x - shift)/gain is the normalised signal; `x` (B,C,T) mV, `valid` bool or None."
     B, C, T = x.shape
-    if norm == 'none': return x.new_zeros(B, C, 1), x.new_ones(B, C, 1)
+    if norm in ('none', 'fixed'): return x.new_zeros(B, C, 1), x.new_full((B, C, 1), unit if norm == 'fixed' else 1.)
     rows = x if scope == 'lead' else x.reshape(B, 1, C*T)
     if valid is not None:
         known = valid if scope == 'lead' else valid.reshape(B, 1, C*T)
@@ -67,8 +67,9 @@ class Signal(nn.Module):
     leads: str = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6'     # leads of the signal, in order
     fs: float = 250.          # samples a second, Hz
     length: int = 2500        # samples in a window
-    norm: str = 'zscore'      # zscore, minmax, robust (median and 1 to 99 % range) or none (mV)
+    norm: str = 'zscore'      # zscore, minmax, robust (median and 1 to 99 % range), fixed (mV / unit) or none (mV)
     scope: str = 'lead'       # statistics over each lead or over the whole record
+    unit: float = .25         # mV that become 1, norm='fixed' alone
     noise: float = 0.         # augmentation: standard deviation of white noise, mV, at most
     wander: float = 0.        # augmentation: amplitude of baseline wander, mV, at most
     gain: float = 0.          # augmentation: change of the amplitude, fraction, at most
@@ -78,6 +79,7 @@ class Signal(nn.Module):
     def __post_init__(self):
         for name, seen, known in (('norm', self.norm, NORMS), ('scope', self.scope, ('lead', 'record'))):
             if seen not in known: raise ECGError(f'Signal.{name} is {seen!r}; wanted one of {", ".join(known)}')
+        if self.unit <= 0: raise ECGError(f'Signal.unit is {self.unit:g} mV; wanted more than 0')
         self.names = lead_names(self.leads)
 
     @property
@@ -95,7 +97,7 @@ class Signal(nn.Module):
         if self.training:
             sizes = self.noise, self.wander, self.gain, self.shift, self.hide
             x, valid = augment(x, valid, batch, self.fs, *sizes)
-        shift, gain = statistics(x, valid, self.norm, self.scope)
+        shift, gain = statistics(x, valid, self.norm, self.scope, self.unit)
         y = (x - shift)/gain
         out = batch | {'signal': y if valid is None else y.masked_fill(~valid, 0.), 'shift': shift, 'gain': gain}
         return out if valid is None else out | {'valid': valid}
