@@ -5,10 +5,11 @@
 //! the first merge that could join it to its neighbours. The pairs then wait in one bucket for each merge; a merge
 //! makes pairs of later merges only, so one pass over the buckets is enough. Stretches of text that no token can join
 //! are encoded one after the other, in memory that stays in the cache.
-use crate::{Error, Result};
+use crate::pairs::Mix;
+use crate::{Error, Result, ids};
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Mutex;
 
 /// Bits of a token id in a slot of [`Pairs`]: three ids share 64 bits.
@@ -425,7 +426,7 @@ impl Exact {
     /// Merge `k` joins `pairs[k]` to the token `alphabet.len() + k`; its two ids are smaller than that.
     pub fn new(alphabet: &[u8], pairs: &[(u32, u32)]) -> Result<Self> {
         let base = alphabet.len();
-        let ids = symbols(alphabet)?;
+        let ids = Box::new(ids(alphabet)?.map(|id| id.map_or(0, u32::from))); // 0 for bytes outside the alphabet
         if base + pairs.len() > TOKENS {
             return Err(Error::TooManyTokens { count: base + pairs.len(), most: TOKENS });
         }
@@ -645,22 +646,6 @@ impl fmt::Debug for Exact {
     }
 }
 
-/// The id of each symbol of the alphabet, 0 for bytes outside it.
-fn symbols(alphabet: &[u8]) -> Result<Box<[u32; 256]>> {
-    if alphabet.is_empty() {
-        return Err(Error::EmptyAlphabet);
-    }
-    let mut ids = Box::new([0; 256]);
-    let mut known = [false; 256];
-    for (at, &byte) in alphabet.iter().enumerate() {
-        if std::mem::replace(&mut known[byte as usize], true) {
-            return Err(Error::RepeatedSymbol { at, byte });
-        }
-        ids[byte as usize] = at as u32;
-    }
-    Ok(ids)
-}
-
 /// Calls `work(at)` for every place where a symbol differs from the one before it: 64 places are compared at a time.
 #[inline(always)]
 fn each_change(text: &[u8], mut work: impl FnMut(usize) -> Result<()>) -> Result<()> {
@@ -693,21 +678,19 @@ fn differ(text: &[u8]) -> u64 {
 /// The pairs that made the tokens (of ids `alphabet.len()..`, in order): with the earlier merges a token is two tokens.
 pub fn pairs_of<B: AsRef<[u8]>>(alphabet: &[u8], tokens: &[B]) -> Result<Vec<(u32, u32)>> {
     let base = alphabet.len();
-    let ids = symbols(alphabet)?;
-    let mut known = [false; 256];
-    alphabet.iter().for_each(|&byte| known[byte as usize] = true);
+    let ids = ids(alphabet)?;
     let mut pairs = Vec::with_capacity(tokens.len());
     let mut merges: HashMap<u64, u32, BuildHasherDefault<Mix>> = HashMap::default();
     let (mut blocks, mut spare) = (Vec::new(), Vec::new());
     for (entry, token) in tokens.iter().enumerate() {
         let token = token.as_ref();
         let id = (base + entry) as u32;
-        if let Some(at) = token.iter().position(|&byte| !known[byte as usize]) {
+        if let Some(at) = token.iter().position(|&byte| ids[byte as usize].is_none()) {
             return Err(Error::OutsideAlphabet { entry, at, byte: token[at] });
         }
         blocks.clear();
         for run in token.chunk_by(|a, b| a == b) {
-            blocks.push(Block { token: ids[run[0] as usize], count: run.len() as u32 });
+            blocks.push(Block { token: ids[run[0] as usize].map_or(0, u32::from), count: run.len() as u32 });
         }
         loop {
             let find = |left: u32, right: u32| merges.get(&Pairs::key(left, right)).copied();
@@ -729,23 +712,4 @@ pub fn pairs_of<B: AsRef<[u8]>>(alphabet: &[u8], tokens: &[B]) -> Result<Vec<(u3
         pairs.push(pair);
     }
     Ok(pairs)
-}
-
-/// Hashes one number.
-#[derive(Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let product = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = product ^ product >> 32;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }

@@ -47,21 +47,42 @@ pub struct Bpe {
     exact: OnceLock<Result<Exact>>, // encoding by merges, made when it is first wanted
 }
 
+/// The id of each byte, `None` outside the alphabet.
+fn ids(alphabet: &[u8]) -> Result<[Option<u8>; 256]> {
+    if alphabet.is_empty() {
+        return Err(Error::EmptyAlphabet);
+    }
+    let mut ids = [None; 256];
+    for (at, &byte) in alphabet.iter().enumerate() {
+        if ids[byte as usize].replace(at as u8).is_some() {
+            return Err(Error::RepeatedSymbol { at, byte });
+        }
+    }
+    Ok(ids)
+}
+
+/// How often the first symbol is repeated at the beginning, itself included: 8 symbols at a time.
+#[inline]
+fn run(text: &[u8]) -> usize {
+    let Some(&byte) = text.first() else { return 0 };
+    let same = u64::from_le_bytes([byte; 8]);
+    let (words, rest) = text.as_chunks();
+    for (at, word) in words.iter().enumerate() {
+        let other = u64::from_le_bytes(*word) ^ same;
+        if other != 0 {
+            return 8 * at + other.trailing_zeros() as usize / 8;
+        }
+    }
+    8 * words.len() + rest.iter().take_while(|&&other| other == byte).count()
+}
+
 impl Bpe {
     /// Builds the vocabulary from `(bytes, id)` entries in any order. Their ids must fill `alphabet.len()..` without
     /// gaps; tokens must be non-empty, distinct and made of symbols of the alphabet.
     pub fn new<B: AsRef<[u8]>>(alphabet: &[u8], merges: &[(B, u32)]) -> Result<Self> {
         let base = alphabet.len();
         let size = base + merges.len();
-        if base == 0 {
-            return Err(Error::EmptyAlphabet);
-        }
-        let mut known = [false; 256];
-        for (at, &byte) in alphabet.iter().enumerate() {
-            if std::mem::replace(&mut known[byte as usize], true) {
-                return Err(Error::RepeatedSymbol { at, byte });
-            }
-        }
+        let known = ids(alphabet)?;
         if size > MOST {
             return Err(Error::TooLarge { what: "tokens", count: size, most: MOST });
         }
@@ -72,7 +93,7 @@ impl Bpe {
             if token.is_empty() {
                 return Err(Error::EmptyToken { entry, id: *id });
             }
-            if let Some(at) = token.iter().position(|&byte| !known[byte as usize]) {
+            if let Some(at) = token.iter().position(|&byte| known[byte as usize].is_none()) {
                 return Err(Error::OutsideAlphabet { entry, at, byte: token[at] });
             }
             let Some(slot) = (*id as usize).checked_sub(base) else {
@@ -196,3 +217,18 @@ impl PartialEq for Bpe {
     }
 }
 impl Eq for Bpe {}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn run_counts_to_the_end_of_the_run_or_the_text() {
+        for length in 1..40 {
+            for tail in 0..20 {
+                let text = [vec![9; length], vec![0; tail]].concat();
+                for end in 0..=text.len() {
+                    assert_eq!(crate::run(&text[..end]), length.min(end), "{length} {tail} {end}");
+                }
+            }
+        }
+    }
+}

@@ -221,15 +221,19 @@ fn key(left: u32, right: u32) -> u32 {
 
 /// A quick hash of keys, which nobody chooses to collide.
 #[derive(Default)]
-struct Mix(u64);
+pub(crate) struct Mix(u64);
 
 impl Hasher for Mix {
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
     }
 
     fn write_u32(&mut self, key: u32) {
-        let mixed = (self.0.rotate_left(32) ^ u64::from(key)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.write_u64(key.into());
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        let mixed = (self.0 ^ key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.0 = mixed ^ mixed >> 32;
     }
 

@@ -1,6 +1,6 @@
 //! The first part of training, on runs of equal symbols: how long the runs are, and how often, is all that it needs.
 use crate::train::{Chain, Merge, Training};
-use crate::{Error, Result, parallel};
+use crate::{Error, Result, ids, parallel, run};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
@@ -114,46 +114,19 @@ impl Runs {
     }
 }
 
-/// The id of each byte.
-fn ids(alphabet: &[u8]) -> Result<[Option<u8>; 256]> {
-    if alphabet.is_empty() {
-        return Err(Error::EmptyAlphabet);
-    }
-    let mut ids = [None; 256];
-    for (at, &byte) in alphabet.iter().enumerate() {
-        if ids[byte as usize].replace(at as u8).is_some() {
-            return Err(Error::RepeatedSymbol { at, byte });
-        }
-    }
-    Ok(ids)
-}
-
 /// The runs of all sequences, and where those of each end. A run too long for 32 bits comes in pieces.
 fn read(sequences: &[&[u8]]) -> (Vec<(u8, u32)>, Vec<usize>) {
     let mut runs = Vec::new();
     let mut ends = Vec::with_capacity(sequences.len());
     for mut rest in sequences.iter().copied() {
         while let Some(&byte) = rest.first() {
-            let length = same(rest, byte).min(u32::MAX as usize);
+            let length = run(rest).min(u32::MAX as usize);
             runs.push((byte, length as u32));
             rest = &rest[length..];
         }
         ends.push(runs.len());
     }
     (runs, ends)
-}
-
-/// How many bytes at the beginning are `byte`, eight at a time.
-fn same(text: &[u8], byte: u8) -> usize {
-    let all = u64::from_le_bytes([byte; 8]);
-    let (words, rest) = text.as_chunks();
-    for (at, word) in words.iter().enumerate() {
-        let other = u64::from_le_bytes(*word) ^ all;
-        if other != 0 {
-            return 8 * at + other.trailing_zeros() as usize / 8;
-        }
-    }
-    8 * words.len() + rest.iter().take_while(|&&other| other == byte).count()
 }
 
 /// Makes kinds of runs.

@@ -3,7 +3,7 @@
 //! The nodes that repeat one symbol are a chain with consecutive numbers, so `r` steps in a chain are one addition.
 //! Only the edges that change the symbol are looked up, in a double array. Every node stores the longest token that
 //! ends at or above it: nothing is remembered on the way down.
-use crate::{Error, Result};
+use crate::{Error, Result, run};
 
 const NONE: u32 = u32::MAX;
 /// How far back from the end of the double array a place is sought for a node with several edges.
@@ -159,7 +159,7 @@ impl Trie {
             return None;
         }
         loop {
-            let steps = run(text, at, chain.length as usize);
+            let steps = run(&text[at..text.len().min(at + chain.length as usize)]);
             at += steps;
             let node = chain.first + steps as u32 - 1;
             let Node { base, id, length } = self.nodes[node as usize];
@@ -179,27 +179,6 @@ impl Trie {
 fn children(drafts: &[Draft], node: u32) -> impl Iterator<Item = u32> {
     let known = |node: u32| (node != NONE).then_some(node);
     std::iter::successors(known(drafts[node as usize].child), move |&child| known(drafts[child as usize].sibling))
-}
-
-/// How often the symbol `text[at]` is repeated from there on, at most `most` (1 or more): 8 symbols at a time.
-#[inline]
-fn run(text: &[u8], at: usize, most: usize) -> usize {
-    let byte = text[at];
-    let same = u64::from_le_bytes([byte; 8]);
-    let mut length = 1;
-    while length < most {
-        let rest = &text[at + length..];
-        let Some(word) = rest.first_chunk::<8>() else {
-            length += rest.iter().take_while(|&&other| other == byte).count();
-            break;
-        };
-        let differ = u64::from_le_bytes(*word) ^ same;
-        length += differ.trailing_zeros() as usize / 8;
-        if differ != 0 {
-            break;
-        }
-    }
-    length.min(most)
 }
 
 /// All tokens as a tree of single symbols; node 0 is the root.
@@ -235,18 +214,6 @@ fn draft(bytes: &[u8], starts: &[usize]) -> Result<Vec<Draft>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn run_counts_to_the_end_of_the_run_the_text_or_the_chain() {
-        for length in 1..40 {
-            for tail in 0..20 {
-                let text = [vec![7; 3], vec![9; length], vec![0; tail]].concat();
-                for most in 1..45 {
-                    assert_eq!(run(&text, 3, most), length.min(most), "{length} {tail} {most}");
-                }
-            }
-        }
-    }
 
     #[test]
     fn every_edge_is_found_and_no_other() {
