@@ -142,27 +142,34 @@ def said(name, *overrides):
     return run
 
 def started(run):
-    "A run with the parts that it does not name, and the preparation, of the checkpoint it starts from (train.start)."
+    "A run with the parts that it does not name, and their preparation, of the checkpoint that it starts from."
     best = weights_of(run['train']['start'])
     config = read_config(best)
-    if not config.get('contract'): raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
-    theirs = {k: config['model'][k] for k in ('representation', 'encoder') if isinstance(config['model'].get(k), dict)}
+    if not config.get('contract'):
+        raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
+    theirs = {k: v for k, v in config['model'].items() if k in ('representation', 'encoder')}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
-    read = {**config.get('run', {}).get('prepare', {}), 'leads': ','.join(c['leads']), 'fs': c['fs'], 'seconds': c['length']/c['fs']}
+    facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
+    read = config.get('run', {}).get('prepare', {}) | facts
     kept = {k: read[k] for k in mine if k in read and k != 'workers' and mine[k] == getattr(plain, k)}
-    return run | {'prepare': section(Prepare, **mine | kept), 'model': {**run['model'], **{k: v for k, v in theirs.items() if k not in run['model']}}}
+    own = {k: v for k, v in run['model'].items() if k not in theirs}       # the objective first, as in every config
+    return run | dict(prepare=section(Prepare, **mine | kept), model=own | theirs | run['model'])
 
 def labels_of(source, fold):
-    "{classes: 'A,B', prior: the share of each among the recordings of `fold` whose label is known}. ValueError where there are none."
+    "{classes: 'A,B', prior: the share of each in `fold`, unknown labels left out}. ValueError where there are none."
     y = source.label_matrix()[source.frame['fold'].isin(fold_numbers(fold)).to_numpy()]
     if not len(source.classes) or np.isnan(y).all():
-        raise ValueError(f'{source.name} has no known label in fold {fold}, so there is no class to learn; it has classes {source.classes}')
+        raise ValueError(f'{source.name} has no known label in fold {fold}, so there is no class to learn; '
+                         f"its classes: {', '.join(source.classes) or 'none'}")
     return dict(classes=','.join(source.classes), prior=','.join(f'{p:.4g}' for p in np.nanmean(y, 0)))
 
 def complete(run):
     "A run with every field of every part written out, and its default place. PartError or ValueError where it cannot be."
     for name, cls in SECTIONS.items(): run[name] = section(cls, **run[name])
-    if run['train']['start']: run = started(run)
+    if run['train']['start'] and not {'representation', 'encoder'} <= run['model'].keys(): run = started(run)
+    if lacks := [k for k in ('representation', 'encoder') if k not in run['model']]:
+        raise PartError(f"recipe '{run.get('recipe', '')}' names no {' and no '.join(lacks)}: it takes them from a "
+                        'checkpoint; say train.start=RUN')
     source, facts = from_config(run['source']), contract_of_run(run)
     if 'classes' in part_class(run['model']).__dataclass_fields__ and 'classes' not in run['model']:
         facts |= labels_of(source, run['train']['train'])

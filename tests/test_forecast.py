@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from ecgnb.batch import normal
 from ecgnb.command import main as command
-from ecgnb.forecast import ahead, boundary, figure, forecast, horizons, main, resampled, scores, sums
+from ecgnb.forecast import ahead, boundary, figure, forecast, main, reads
+from ecgnb.horizons import beats, horizons, resampled, scores, sums
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import ECGError
 from ecgnb.loader import loader
 from ecgnb.naive import METHODS, autoregress, beat_period, beat_scale, repeat_beat
 from ecgnb.prepare import prepare
 from ecgnb.recipes import build
-from ecgnb.registry import from_config
+from ecgnb.registry import from_config, objective as objectives
 from ecgnb.representations.bpe import Bpe
 from ecgnb.representations.symbols import Symbols
 from ecgnb.sources.sample import Sample
@@ -53,6 +55,22 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def x(store): return loader(store, len(store), shuffle=False, unit='mV')[0]['signal']
+
+class Filler(nn.Module):
+    "Fills the unknown with `rule(x told, known, seed (B,))` mV; keeps what it was told."
+    def __init__(self, rule, **contract):
+        super().__init__()
+        self.representation = SimpleNamespace(contract=dict(leads=LEADS.split(','), fs=100., length=400, unit='mV') | contract, norm='none')
+        self.encoder, self.rule, self.told = SimpleNamespace(), rule, []
+    def fill(self, batch, known, seed=None):
+        self.told.append({k: v.clone() for k, v in batch.items() if isinstance(v, torch.Tensor)} | {'known': known})
+        return torch.where(known, batch['signal'], self.rule(batch['signal'], known, batch.get('seed')))
+
+class Drawing(Filler):
+    "One whose draws differ, as the objectives that generate."
+    def generate(self, batch): raise AssertionError('a forecast is filled in')
+
+def whole(scores_of): return np.concatenate([scores_of, np.ones((2, *scores_of.shape[1:]))])    # sums as if of one beat, paired
 
 def oracle(x, start=200, **k): return StandIn(lambda i: x[i % len(x), :, start:], **k)
 
@@ -107,7 +125,7 @@ def test_six_numbers_by_hand():
     scale = rng.random((2, 3, 1)) + .1
     total = sums(*map(torch.from_numpy, (x, y[None], m)), [10, 40], torch.from_numpy(scale))
     assert total.shape == (2, 8, 2, 3)
-    s = scores(total.sum(0).numpy())                                                # pooled over windows
+    s = scores(whole(total.sum(0).numpy()))                                                # pooled over windows
     for h, end in enumerate((10, 40)):
         for c in range(3):
             w = m[:, c, :end]
@@ -121,12 +139,32 @@ def test_crps_and_median_of_draws():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(1, 1, 30)), rng.normal(size=(5, 1, 1, 30))
     y[3, ..., 20:] = np.nan; y[4, ..., 10:] = np.nan                                 # two draws that ended early
-    s = scores(sums(torch.from_numpy(x), torch.from_numpy(y), torch.ones(1, 1, 30).bool(), [30], torch.ones(1, 1, 1))[0].numpy())
+    s = scores(whole(sums(torch.from_numpy(x), torch.from_numpy(y), torch.ones(1, 1, 30).bool(), [30], torch.ones(1, 1, 1))[0].numpy()))
     crps, off = [], []
     for t in range(30):
         v = y[:, 0, 0, t][np.isfinite(y[:, 0, 0, t])]
         crps.append(abs(v - x[0, 0, t]).mean() - .5*abs(v[:, None] - v).mean()); off.append(np.median(v) - x[0, 0, t])
     assert s['crps'][0, 0] == pytest.approx(np.mean(crps)) and s['mse'][0, 0] == pytest.approx(np.square(off).mean())
+
+def test_beats_by_hand():
+    "Peaks at known places; partners within 75 ms; each side counts its own up to the horizon."
+    x = periodic(80)                                                      # ten beats; R at 16, 96, ...: six of them after 500
+    past, later = x[..., :500], x[..., 500:]
+    seen = torch.ones_like(later, dtype=torch.bool)
+    of = lambda y, ends=(500,), counted=seen: beats(past, later, y, counted, ends, 100.)[0]
+    n = int(of(later[None])[1, 0]/2)
+    assert n in (6, 7) and of(later[None])[:, 0].tolist() == [2*n, 2*n]
+    assert of(torch.zeros(1, 1, 3, 500))[:, 0].tolist() == [0, n] == of(torch.full((1, 1, 3, 500), torch.nan))[:, 0].tolist()
+    assert of(torch.stack([later, torch.zeros(1, 3, 500)]))[:, 0].tolist() == [n, 1.5*n]
+    near, far = (of(later.roll(k, -1)[None])[0, 0] for k in (7, 9))
+    assert near >= 2*n - 2 and far <= 2
+    half = of(later[None], (250, 500))
+    assert 0 < half[1, 0] < half[1, 1] == 2*n
+    gone = seen.clone(); gone[..., 250:] = False                          # not recorded in any lead: not counted
+    assert of(later[None], (500,), gone)[1, 0] == half[1, 0]
+    one = gone.clone(); one[:, 1] = True
+    assert of(later[None], (500,), one)[1, 0] == 2*n
+    assert beats(past, later, later[None], seen, [500], 40.).isnan().all()
 
 def test_r_where_nothing_moves():
     x, flat, m = torch.randn(1, 1, 20), torch.zeros(1, 1, 20), torch.ones(1, 1, 20).bool()
@@ -239,6 +277,81 @@ def test_draws_have_their_own_seeds(store, x):
     assert 'seed' not in model.calls[0] and 'greedily' in forecast(oracle(x), store, times=5).protocol
 
 
+# ---- models that fill in -----------------------------------------------------------------------------------------------
+
+def test_who_fills_is_told_the_past_alone(x):
+    valid = torch.ones_like(x, dtype=torch.bool); valid[:, 0, 250:] = False; valid[:, 1, 50:90] = False
+    later = x.clone(); later[..., 200:] = 40*torch.randn(len(x), 3, 200)
+    model = Filler(lambda told, known, seed: told + 1)
+    a, b = (ahead(model, dict(signal=v, valid=valid)) for v in (x, later))
+    one, two = model.told
+    assert torch.equal(one['signal'], two['signal']) and not one['signal'][..., 200:].any() and torch.equal(a.guess['model'], b.guess['model'])
+    known = valid.clone(); known[..., 200:] = False
+    assert torch.equal(one['known'], known) and torch.equal(one['signal'][known], x[known]) and a.counted.sum((0, 2)).tolist() == [24*50, 24*200, 24*200]
+
+def test_filling_oracle(store, x):
+    model = Filler(lambda told, known, seed: x[:len(told)] if len(told) == len(x) else None)
+    r = forecast(model, store, batch_size=24, times=20)
+    assert r.value('mse') == 0 and r.value('f1') == 1 and r.value('mse_high', 'mean') < 0 and r.counts['reached'] == 1
+    assert r.value('f1_low', 'last') == 1 and np.isnan(r.value('f1', lead='II'))
+    assert 'filling in the whole of it at once;' in r.protocol and 'at most 75 ms apart' in r.protocol and 'tokens' not in r.protocol
+
+def test_filling_the_beat_equals_the_baseline(store, x):
+    model = Filler(lambda told, known, seed: torch.cat([told[..., :200], repeat_beat(told[..., :200], 200, 100.)], -1))
+    r = forecast(model, store, times=20)
+    for m in ('mse', 'mae', 'mase', 'r', 'snr', 'f1'): assert r.value(m) == pytest.approx(r.value(m, 'beat'), abs=1e-6)
+
+def test_filled_draws(store):
+    model = Drawing(lambda told, known, seed: normal(seed, *told.shape[1:]))
+    r = forecast(model, store, samples=4, times=5)
+    seeds = [t['seed'] for t in model.told]
+    assert len(seeds) == 4 and len(torch.cat(seeds).unique()) == 4*24 and r.value('crps') < r.value('mae') and 'drawn with seed=0, the median of 4 draws' in r.protocol
+    again = forecast(Drawing(model.rule), store, samples=4, times=5, batch_size=7)
+    assert r.value() == pytest.approx(again.value()) and r.counts == again.counts | dict(windows=24)
+    assert r.value() != pytest.approx(forecast(Drawing(model.rule), store, samples=4, times=5, seed=1).value())
+
+def test_who_cannot_fill_or_write(store):
+    one = Filler(lambda told, known, seed: told)
+    for how, said in (dict(samples=3), 'Filler fills in one way only, so wanted 1'), (dict(temperature=1.), 'draws no tokens; leave them out'), (dict(samples=0), 'wanted 1 or more'):
+        with pytest.raises(ECGError, match=said): forecast(one, store, **how)
+    with pytest.raises(CheckpointError, match='fs: the data have 100.0, the model reads 50.0'): forecast(Filler(one.rule, fs=50.), store)
+    class Embeds(nn.Module): representation = SimpleNamespace(contract=dict(one.representation.contract))
+    for model in (Embeds(), nn.Linear(2, 2)):
+        with pytest.raises(ECGError, match='has no `fill`, and no `generate` on tokens, so it cannot forecast; wanted objective next_token.*masked, flow or diffusion'): forecast(model, store)
+    blank = Filler(one.rule); blank.representation = None
+    with pytest.raises(ECGError, match='states no contract'): forecast(blank, store)
+
+TINY = dict(leads=LEADS, length=400, patch=20, dim=16, depth=1, heads=2)
+SIGNAL = dict(representation='signal', leads=LEADS, fs=100., length=400)
+
+@pytest.mark.parametrize('objective', ['masked', 'flow', 'diffusion'])
+def test_every_model_that_fills(store, x, objective):
+    "The real ones, untrained: a number for every horizon, the same whatever the future is; whole leads cannot be cut in time."
+    torch.manual_seed(0)
+    coder = dict(encoder='st_vit' if objective == 'masked' else 'dit', **TINY)
+    more = dict(dec_dim=16, dec_depth=1, dec_heads=2) if objective == 'masked' else {}
+    model = from_config(dict(objective=objective, representation=SIGNAL | dict(norm='fixed'), encoder=coder, **more))
+    model.fill, fill = None, model.fill
+    model.fill = (lambda b, k: fill(b, k)) if objective == 'masked' else (lambda b, k: fill(b, k, steps=2))
+    some = store.select(range(3))
+    r = forecast(model, some, times=5, samples=1 if objective == 'masked' else 2)
+    assert np.isfinite(r.frame[r.frame['lead'] == 'all']['mse']).all() and r.counts['reached'] == 1
+    w = dict(signal=x[:2], seed=torch.arange(2))
+    later = x[:2].clone(); later[..., 200:] = 9.
+    assert torch.equal(ahead(model, w).guess['model'], ahead(model, w | dict(signal=later)).guess['model'])
+    figure(model, store[0])
+
+def test_a_whole_lead_is_no_past(store):
+    model = from_config(dict(objective='masked', representation=SIGNAL, encoder=dict(encoder='vit1d', over='lead', **TINY | dict(patch=0)), dec_dim=16, dec_depth=1, dec_heads=2))
+    with pytest.raises(ECGError, match='no patch of 400 samples that is known in whole'): forecast(model, store)
+
+@pytest.mark.parametrize('objective', ['classify', 'contrastive', 'next_embedding'])
+def test_objectives_without_a_way_back_to_mv(objective):
+    cls = objectives[objective]
+    model = cls.__new__(cls); nn.Module.__init__(model)
+    with pytest.raises(ECGError, match='so it cannot forecast; wanted objective next_token'): reads(model)
+
+
 # ---- table, figure, errors ---------------------------------------------------------------------------------------------
 
 def test_table(store, x):
@@ -266,7 +379,6 @@ def test_figure(x, store):
     assert lines['trace:II'].get_xdata()[own].max() < edge + 1e-6 and lines['forecast:II'].get_xdata()[red].min() >= edge - 1e-6
 
 def test_errors(store, x):
-    with pytest.raises(ECGError, match='Linear has no generate and no tokens.*next_token'): forecast(nn.Linear(2, 2), store)
     with pytest.raises(ECGError, match='train one with model.representation.flatten=time'): forecast(oracle(x, flatten='lead'), store)
     with pytest.raises(ECGError, match='empty'): forecast(oracle(x), store.select([]))
     with pytest.raises(ECGError, match='samples=3 at temperature=0'): forecast(oracle(x), store, samples=3)
@@ -300,6 +412,18 @@ def test_command(tmp_path, cache, capsys):
     wrong = build('tiny_lm', *SMALL, 'model.representation.flatten=lead')
     bare = save(from_config(wrong['model']), tmp_path / 'bare')
     assert command(['forecast', str(bare), 'source=sample']) == 2 and 'flatten=time' in capsys.readouterr().err
+
+def test_command_fills(tmp_path, cache, capsys):
+    "The same command for a model that fills in."
+    run = tmp_path / 'run'
+    few = ('source.n=40', 'source.seconds=4', 'prepare.seconds=4', 'prepare.leads=I,II', 'model.encoder.dim=16', 'model.encoder.depth=1', 'model.encoder.heads=2',
+           'model.dec_dim=16', 'model.dec_depth=1', 'model.dec_heads=2', 'fit.steps=2', 'fit.warmup=0', 'train.batch_size=4', 'train.every=2')
+    train(build('tiny', *few, f'out={run}'), quiet=True)
+    assert command(['forecast', str(run), 'times=20', 'device=cpu']) == 0 and 'F1' in capsys.readouterr().out
+    r = json.loads((run / 'forecast.json').read_text())
+    assert {v['method'] for v in r['rows']} == {'model', *METHODS} and 'filling in' in r['protocol'] and r['units']['f1'] == ''
+    assert (run / 'forecast.png').read_bytes()[:4] == b'\x89PNG'
+    assert command(['forecast', str(run), 'samples=3']) == 2 and 'fills in one way only' in capsys.readouterr().err
 
 def test_command_errors(tmp_path, capsys):
     for args, said in ((['forecast', str(tmp_path / 'no')], 'no such folder'), (['forecast', str(tmp_path), 'flod=val'], "did you mean 'fold'"),

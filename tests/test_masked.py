@@ -327,6 +327,105 @@ def test_reconstruct_undoes_the_patch_norm():
     out = m.reconstruct(b)
     assert out.loss < 1e-10 and torch.allclose(out.pred['mv'], b['signal'], atol=1e-4)
 
+# ---- filling in ------------------------------------------------------------------------------------------------------
+
+def parts(name, B=2):
+    "Known: the first 100 of 160 samples (ten patches of ten; of whole-lead encoders two of three leads)."
+    known = torch.ones(B, 3, 160, dtype=torch.bool)
+    if name in ('mlae', 'mae_vit'): known[:, 1] = False
+    else: known[:, :, 100:] = False
+    return known
+
+@pytest.mark.parametrize('norm, norm_target', [('none', False), ('zscore', False), ('minmax', True), ('robust', False), ('none', True)])
+@pytest.mark.parametrize('name', PAIRS)
+def test_fill_reads_nothing_unknown(name, norm, norm_target):
+    m, b, known = build(name, norm, norm_target=norm_target).train(), batch(), parts(name)
+    mv = m.fill(b, known)
+    assert m.training and mv.dtype == torch.float32 and torch.equal(mv[known], b['signal'][known]) and not mv.requires_grad
+    for junk in (1e4, float('nan')): assert torch.equal(m.fill(b | {'signal': b['signal'].masked_fill(~known, junk)}, known), mv)
+    assert torch.equal(m.fill(b, known, seed=9), mv)
+    other = b | {'signal': b['signal'] + known * torch.randn(2, 3, 160)}                # what is known does count
+    assert not torch.allclose(m.fill(other, known)[~known], mv[~known], atol=1e-4)
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_fill_is_reconstruct_where_both_see_the_same(name):
+    m, b = build(name, ratio=.5), batch()
+    out = m.reconstruct(b)
+    assert torch.allclose(m.fill(b, ~out.pred['mask']), out.pred['mv'], atol=1e-5)
+
+def test_fill_needs_whole_patches():
+    "Half a patch is kept as it came, but the model does not see it; the rest of its patch is predicted."
+    m, b, known = build('st_mem'), batch(), parts('st_mem')
+    more = known.clone(); more[:, :, 100:105] = True
+    mv = m.fill(b, more)
+    assert torch.equal(mv[..., 105:], m.fill(b, known)[..., 105:]) and torch.equal(mv[..., :105], b['signal'][..., :105])
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_fill_all_known_is_the_signal(name):
+    b = batch()
+    assert torch.equal(build(name).fill(b, torch.ones(2, 3, 160, dtype=torch.bool)), b['signal'])
+
+def test_fill_rows_do_not_mix():
+    "Recordings of which different parts are known, in one batch and alone."
+    m, b, known = build('st_mem', 'zscore'), batch(3), parts('st_mem', 3)
+    known[1, 0] = False; known[2, :, 30:] = False
+    alone = [m.fill({k: v[i:i + 1] for k, v in b.items()}, known[i:i + 1]) for i in range(3)]
+    assert torch.allclose(m.fill(b, known), torch.cat(alone), atol=1e-5)
+
+def test_fill_of_a_recording_with_gaps():
+    "What was not recorded is not known, does not take the rest of its patch away, and may be anything."
+    m, b, valid = build('st_mem', 'zscore'), batch(), torch.ones(2, 3, 160, dtype=torch.bool)
+    valid[:, :, 3] = valid[:, :, 120] = False
+    known = parts('st_mem')
+    mv = m.fill(b | {'valid': valid}, known)
+    assert torch.equal(mv[known & valid], b['signal'][known & valid]) and mv.isfinite().all()
+    assert torch.equal(m.fill({'signal': b['signal'].masked_fill(~valid, float('nan')), 'valid': valid}, known), mv)
+    alone = known.clone(); alone[:, :, 10:] = False                                     # the one patch left has a gap
+    assert m.fill(b | {'valid': valid}, alone).isfinite().all()
+
+def test_fill_from_int16():
+    m, known = build('st_mem', 'zscore'), parts('st_mem')
+    q = torch.randint(-900, 900, (2, 3, 160), dtype=torch.int16)
+    scale = torch.full((2, 3), 1e-3)
+    assert torch.equal(m.fill({'signal': q, 'scale': scale}, known), m.fill({'signal': q * 1e-3}, known))
+
+def test_fill_undoes_the_patch_norm():
+    "Zeros for standardised patches: the mean level of the visible patches of the lead."
+    m, b, known = build('st_mem', norm_target=True), batch(), parts('st_mem')
+    m.head.weight.data.zero_()
+    level = b['signal'][:, :, :100].mean(-1, keepdim=True).expand(2, 3, 60)
+    assert torch.allclose(m.fill(b, known)[..., 100:], level, atol=1e-5)
+
+def test_a_missing_lead_borrows_its_scale():
+    m, x = build('st_mem', 'zscore'), torch.randn(2, 3, 160) * 40 + 7
+    m.head.weight.data.zero_()
+    known = torch.ones(2, 3, 160, dtype=torch.bool)
+    known[:, 1] = False
+    assert torch.allclose(m.fill({'signal': x}, known)[:, 1, :1], x[:, [0, 2]].mean((1, 2))[:, None], rtol=1e-4)
+
+def test_fill_refuses():
+    known = torch.zeros(2, 3, 160, dtype=torch.bool)
+    with pytest.raises(ECGError, match='2 of 2 recordings have no patch of 10 samples that is known in whole'): build('st_mem').fill(batch(), known)
+    known[:, 0] = True
+    assert build('st_mem').fill(batch(), known).isfinite().all() and build('mlae').fill(batch(), known).isfinite().all()
+    with pytest.raises(ECGError, match='no patch of 10 samples of all leads.*st_vit'): build('mtae').fill(batch(), known)
+    with pytest.raises(ECGError, match='no patch of 160 samples that'): build('mlae').fill(batch(), parts('mtae'))
+    with pytest.raises(ECGError, match=r'known is \(2, 160\)'): build('st_mem').fill(batch(), known[:, 0])
+    with pytest.raises(ECGError, match='float32; wanted'): build('st_mem').fill(batch(), known.float())
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_share_kept(name):
+    m, b = build(name, ratio=.75), batch()
+    own, same = m.reconstruct(b).pred, m.reconstruct(b, share=.25).pred
+    assert torch.equal(own['mask'], same['mask']) and torch.equal(own['mv'], same['mv'])
+    n = m.encoder.count
+    for share in (.1, .5, .9):
+        kept = 1 - m.reconstruct(b, share=share).pred['mask'].float().mean()
+        assert kept == pytest.approx(max(1, int(n * share + 1e-6)) / n, abs=1e-6)
+    for wrong in (0., 1., -1):
+        with pytest.raises(ECGError, match='share of the patches kept'): m.reconstruct(b, share=wrong)
+
+
 @pytest.mark.parametrize('name, kind', [*((n, 'patch') for n in PAIRS), ('st_mem', 'lead'), ('st_mem', 'time')])
 def test_learns_a_sine(name, kind):
     "A hundred steps on sines of one rate, any phase, the same on all leads: most of the hidden variance is explained."

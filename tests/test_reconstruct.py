@@ -8,14 +8,16 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import nn
 
-from ecgnb.batch import Out, uniform
+from ecgnb.baselines import fill_line, fill_mean, fit_leads, scaled, smoothed
+from ecgnb.batch import Out, normal, uniform
 from ecgnb.command import main as command
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import ECGError
 from ecgnb.loader import loader
 from ecgnb.prepare import prepare
 from ecgnb.recipes import build
-from ecgnb.reconstruct import fill_in, fill_line, fill_mean, figure, main, ranges, reconstruct, ssim, stand_in
+from ecgnb.reconstruct import complete_leads, fill_in, figure, lead_completion, main, reconstruct, stand_in
+from ecgnb.similarity import curves, ranges, ssim
 from ecgnb.registry import from_config
 from ecgnb.sources.sample import Sample
 from ecgnb.train import train
@@ -30,9 +32,9 @@ class Fake(nn.Module):
         super().__init__()
         self.rule, self.share, self.lead, self.seen = rule, share, lead, []
         self.representation = SimpleNamespace(contract=CONTRACT)
-    def reconstruct(self, batch):
+    def reconstruct(self, batch, share=None):
         x = batch['signal']
-        mask = uniform(batch['seed'], *x.shape[1:]) < self.share
+        mask = uniform(batch['seed'], *x.shape[1:]) < (self.share if share is None else 1 - share)
         if self.lead is not None: mask[:, self.lead] = True
         self.seen.append((x.clone(), mask))
         return Out(torch.tensor(0.), {}, dict(mv=self.rule(x), mask=mask))
@@ -103,7 +105,7 @@ def test_ranges():
 def test_perfect(store):
     at = {}
     class Oracle(Fake):
-        def reconstruct(self, batch):
+        def reconstruct(self, batch, share=None):
             out = super().reconstruct(batch)
             out.pred['mv'] = torch.stack([at[int(s)] for s in batch['seed']])
             return out
@@ -147,7 +149,7 @@ def test_not_recorded_is_not_counted(tmp_path, store):
     from ecgnb.batch import to_mv
     b = to_mv(loader(store, 4, shuffle=False)[0])
     valid = torch.ones_like(b['signal'], dtype=torch.bool); valid[:, 0, :100] = False
-    x, v, h, guess = fill_in(Fake(torch.zeros_like), b | {'valid': valid})
+    x, v, h, guess, _ = fill_in(Fake(torch.zeros_like), b | {'valid': valid})
     assert not h[:, 0, :100].any() and all(torch.equal(y[~h], x[~h]) for y in guess.values())
 
 def test_fixed_peak(store):
@@ -162,7 +164,7 @@ def test_masks_repeat_whatever_the_batch(store):
     a = masks(model, store)
     assert torch.equal(a, masks(model, store, batch_size=5)) and torch.equal(a, masks(model, store)) and not torch.equal(a, masks(model, store, seed=1))
     r, s = reconstruct(model, store, times=30), reconstruct(model, store, times=30, batch_size=5)
-    assert np.allclose(r.frame.iloc[:, 2:].to_numpy(float), s.frame.iloc[:, 2:].to_numpy(float), equal_nan=True)
+    assert np.allclose(r.frame.iloc[:, 3:].to_numpy(float), s.frame.iloc[:, 3:].to_numpy(float), equal_nan=True)
 
 def test_patients_are_what_is_drawn(store):
     "Doubling every window of every patient must not narrow the interval; one patient has none."
@@ -174,10 +176,127 @@ def test_patients_are_what_is_drawn(store):
     assert np.isnan(one.value('mse_low', 'mean')) and np.isfinite(one.value('mse_diff', 'mean')) and 'one patient' in one.protocol
 
 
+# ---- shares of the signal ----------------------------------------------------------------------------------------------
+
+class Noisy(Fake):
+    "Adds noise of 1 mV by the seeds, as flow does; says `rule(noised)`."
+    def reconstruct(self, batch, share=.5):
+        x = batch['signal']
+        y = share**.5*x + (1 - share)**.5*normal(batch['seed'], *x.shape[1:])
+        self.seen.append((y, share))
+        return Out(torch.tensor(0.), {}, dict(mv=self.rule(y), noised=y, mask=torch.ones_like(x, dtype=torch.bool)))
+
+def test_one_axis(store):
+    model = Fake(torch.zeros_like)
+    r = reconstruct(model, store, times=5, shares=[.9, .2])
+    assert r.shares == [.9, .2] and r.value('samples', share=.2) == pytest.approx(.8*len(store)*600, rel=.05) and r.value('samples') == r.value('samples', share=.9)
+    own = reconstruct(model, store, times=5)
+    assert own.shares == [pytest.approx(.5, abs=.02)] and 'share' not in own.overall and list(r.overall['share']) == ['0.9']*3 + ['0.2']*3
+    for m in ('model', 'mean'): assert reconstruct(model, store, times=5, shares=[.5]).value('mse', m) == own.value('mse', m)
+    assert 'model − method, MSE' in own.overall and 'shares kept: 0.9, 0.2' in r.protocol and list(r.leads.index.names) == ['share', 'lead']
+    assert json.loads(json.dumps(r.to_json(), allow_nan=False))['rows'][0]['share'] == .9
+    ax = curves({'a': r, 'b': reconstruct(Noisy(lambda y: y), store, times=5, shares=[.2, .9])}).axes[0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['a', 'mean', 'interpolation', 'b', 'scaled', 'smoothed']
+    assert list(ax.lines[0].get_xdata()) == [.2, .9]
+
+def test_noise(store):
+    "All samples are measured, once, against what one number and a parabola make of the same noise."
+    model = Noisy(lambda y: y)
+    r = reconstruct(model, store, times=20, shares=[.2, .8])
+    x = truth(store)
+    for k, share in enumerate((.2, .8)):
+        y = model.seen[k][0]
+        assert len(model.seen) == 2 and model.seen[k][1] == share and r.value('samples', share=share) == x.numel()
+        assert r.value('mse', share=share) == pytest.approx(float((y - x).square().mean()), rel=1e-4)
+        assert r.value('mse', 'scaled', share=share) < r.value('mse', share=share) and r.value('mse_low', 'scaled', share=share) > 0
+    assert reconstruct(model, store, times=2).shares == [.5] and 'know no statistics' in (model.representation.__dict__.update(norm='fixed') or reconstruct(model, store, times=2)).protocol
+    model.representation.norm = 'zscore'
+    assert 'relative to the zscore statistics' in reconstruct(model, store, times=2).protocol
+    fig = figure(model, store[0], share=.5)
+    assert len([a for a in fig.axes[0].lines if 'saw' in (a.get_gid() or '')]) == 3
+
+def test_scaling_is_the_best_number():
+    g = torch.Generator().manual_seed(0)
+    x, every = torch.randn(4, 3, 500, generator=g), torch.ones(4, 3, 500, dtype=torch.bool)
+    y = .6*x + .8*torch.randn(4, 3, 500, generator=g)
+    best = min(float((c*y - x)[0].square().mean()) for c in torch.linspace(.3, .9, 61))
+    assert float((scaled(y, x, every) - x)[0].square().mean()) == pytest.approx(best, rel=1e-2)
+    assert torch.allclose(scaled(x/7 + .3, x + 7*.3, every), x + 2.1, atol=1e-4)                 # each with its own: deviation and level
+    part = every.clone(); part[:, 1] = False                                                   # what was not recorded has no say
+    other = y.clone(); other[:, 1] = 99.
+    a, b = (v[:, [0, 2]] for v in (scaled(y, x, part), scaled(other, x, part)))
+    assert torch.equal(a, b)
+    t = torch.arange(500.)
+    slow = torch.sin(t/60).expand(4, 3, 500)
+    assert (smoothed(slow, slow, every, 100.) - slow)[..., 10:-10].abs().max() < 1e-3 < (smoothed(x, x, every, 100.) - x).abs().max()
+
+
+# ---- missing leads -----------------------------------------------------------------------------------------------------
+
+class Copy(Fake):
+    "Fills missing leads by a fixed sum of what it is told."
+    def fill(self, batch, known, seed=None):
+        self.seen.append((batch['signal'].clone(), known))
+        return torch.where(known, batch['signal'], batch['signal'].sum(1, keepdim=True))
+
+def test_lead_completion(store):
+    model, x = Copy(None), truth(store)
+    r = lead_completion(model, store, 'I,V2', store, times=20)
+    told, known = model.seen[0]
+    assert known.any(-1).tolist() == [[True, True, False]]*len(store) and not told[:, 2].any() and torch.allclose(told[:, :2], x[:, :2])
+    assert set(r.frame['lead']) == {'all', 'II'} and r.value('samples') == x[:, 2].numel() and r.shares == [pytest.approx(2/3, abs=1e-4)]
+    a = np.concatenate([x[:, :2].transpose(1, 2).reshape(-1, 2).double().numpy(), np.ones((len(store)*200, 1))], 1)
+    y = x[:, 2].reshape(-1).double().numpy()
+    assert r.value('mse', 'linear') == pytest.approx(((a @ np.linalg.lstsq(a, y, rcond=None)[0] - y)**2).mean(), rel=1e-3)
+    assert r.value() == pytest.approx(float((x[:, 0] + x[:, 1] - x[:, 2]).square().mean()), rel=1e-4) and 'given are I, V2' in r.protocol
+    fig = figure(model, store[0], maps=fit_leads(store, 'II'))
+    assert fig is not None
+    with pytest.raises(ECGError, match='Fake has no `fill`'): lead_completion(Fake(None), store, 'I', store)
+    with pytest.raises(ECGError, match='V5 not among the leads I,V2,II'): lead_completion(model, store, 'V5', store)
+    with pytest.raises(ECGError, match='all leads there are'): lead_completion(model, store, 'II,I,V2', store)
+
+def test_the_lead_algebra_is_exact(tmp_path):
+    store = prepare(Sample(n=12, seconds=4.), tmp_path / 's', fs=100, seconds=4, progress=False)
+    x = truth(store)
+    for given in ('I,II', 'aVF,aVR', 'III,V2,aVL', 'I,II,III'):
+        f = fit_leads(store.select([0]), given)
+        y = f(x, [store.leads.index(n) for n in f.given])
+        limb = [store.leads.index(n) for n in (*f.exact, *f.given)]
+        assert len(f.exact) == 6 - sum(not n.startswith('V') for n in f.given) and (y - x)[:, limb].abs().max() < 2e-3     # mV, of 16 bit
+    assert fit_leads(store, 'II,V1').exact == ()
+
+def test_fit_leads_leaves_gaps_out(tmp_path):
+    from ecgnb.batch import collate
+    store = prepare(Sample(n=12, seconds=4.), tmp_path / 's', fs=100, seconds=4, leads=LEADS, progress=False)
+    x, valid = truth(store), torch.ones(len(store), 3, 400, dtype=torch.bool); valid[:, 0, 100:200] = False
+    from unittest.mock import patch
+    def batches(x, valid): return [dict(signal=x, valid=valid)]
+    with patch('ecgnb.baselines.loader', lambda *a, **k: batches(x.masked_fill(~valid, 0.), valid)): w = fit_leads(store, 'I,II').weight
+    keep = torch.cat([x[..., :100], x[..., 200:]], -1)
+    with patch('ecgnb.baselines.loader', lambda *a, **k: batches(keep, torch.ones_like(keep, dtype=torch.bool))): v = fit_leads(store, 'I,II').weight
+    assert torch.allclose(w, v)
+
+@pytest.mark.parametrize('objective', ['masked', 'flow', 'diffusion'])
+def test_every_kind_of_model(store, objective):
+    "The real ones, untrained: all three questions have an answer."
+    torch.manual_seed(0)
+    coder = dict(encoder='st_vit' if objective == 'masked' else 'dit', leads=','.join(LEADS), length=200, patch=20, dim=16, depth=1, heads=2)
+    more = dict(dec_dim=16, dec_depth=1, dec_heads=2) if objective == 'masked' else {}
+    model = from_config(dict(objective=objective, encoder=coder, **more, representation=dict(representation='signal', leads=','.join(LEADS), fs=100., length=200, norm='fixed')))
+    some = store.select(range(4))
+    r = reconstruct(model, some, times=5, shares=[.2, .8])
+    assert np.isfinite(r.frame['mse']).all() and set(r.frame['method']) == {'model', *(('mean', 'interpolation') if objective == 'masked' else ('scaled', 'smoothed'))}
+    assert reconstruct(model, some, times=2).shares == [pytest.approx(.25 if objective == 'masked' else .5, abs=.06)]
+    fill = model.fill
+    model.fill = (lambda b, k: fill(b, k)) if objective == 'masked' else (lambda b, k: fill(b, k, steps=2))
+    assert np.isfinite(lead_completion(model, some, 'II', store, times=5).frame['mse']).all()
+    for how in ({}, dict(share=.4), dict(maps=fit_leads(store, 'II'))): figure(model, store[0], **how)
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------------
 
 def test_errors(store):
-    with pytest.raises(ECGError, match='Linear has no `reconstruct`.*such as masked'): reconstruct(nn.Linear(2, 2), store)
+    with pytest.raises(ECGError, match='Linear has no `reconstruct`.*masked, flow, diffusion'): reconstruct(nn.Linear(2, 2), store)
     with pytest.raises(ECGError, match='empty'): reconstruct(Fake(torch.zeros_like), store.select([]))
     with pytest.raises(ECGError, match='hid no recorded sample'): reconstruct(Fake(torch.zeros_like, share=0.), store)
     with pytest.raises(ECGError, match='not finite'): reconstruct(Fake(lambda x: x*np.nan), store)
@@ -215,6 +334,22 @@ def test_command(tmp_path, cache, capsys, monkeypatch):
     assert command(['reconstruct', str(bare)]) == 2 and 'type source=' in capsys.readouterr().err
     main([str(bare), 'source=sample', 'source.n=30', 'source.seconds=4', 'times=20', 'device=cpu'])
     assert (bare / 'reconstruct.json').is_file() and results['finished']
+
+def test_command_asks_more(tmp_path, cache, capsys):
+    run = tmp_path / 'run'
+    train(build('tiny', *SMALL, f'out={run}'), quiet=True)
+    base = ['reconstruct', str(run), 'times=20', 'device=cpu', 'fold=1-10']
+    assert command([*base, 'shares=0.2,0.8']) == 0
+    r = json.loads((run / 'reconstruct.json').read_text())
+    assert {v['share'] for v in r['rows']} == {.2, .8} and r['shares'] == '0.2,0.8'
+    assert all((run / f).read_bytes()[:4] == b'\x89PNG' for f in ('reconstruct.png', 'reconstruct_curve.png'))
+    assert command([*base, 'known=I,II', 'train=1-8']) == 0
+    r = json.loads((run / 'lead_completion.json').read_text())
+    assert {v['method'] for v in r['rows']} == {'model', 'linear'} and {v['lead'] for v in r['rows']} == {'all', 'V2'} and r['known'] == 'I,II'
+    assert (run / 'lead_completion.png').is_file()
+    for wrong, said in (('shares=0,1', 'over 0 and under 1'), ('shares=half', 'over 0 and under 1'), ('known=V9', 'V9')):
+        capsys.readouterr(); assert command([*base, wrong]) == 2 and said in capsys.readouterr().err
+    assert command([*base, 'known=I', 'shares=.5']) == 2 and 'two questions' in capsys.readouterr().err
 
 def test_command_errors(tmp_path, capsys):
     for args, said in ((['reconstruct', str(tmp_path / 'no')], 'no such folder'), (['reconstruct', str(tmp_path), 'flod=val'], "did you mean 'fold'"),

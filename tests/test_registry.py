@@ -14,7 +14,7 @@ from ecgnb.leads import guard
 from ecgnb.registry import PartError, fields_of, from_config, registries, to_config
 
 LEADS, LENGTH = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6', 500
-SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0., context=96, classes='A,B')
+SMALL = dict(length=LENGTH, leads=LEADS, fs=100., dim=32, depth=2, heads=2, mlp=0, dec_dim=16, dec_depth=1, dec_heads=2, dec_mlp=0, dropout=0., dec_dropout=0., context=96, classes='A,B', size='18')
 PARTS = [(kind, name) for kind, r in registries.items() for name in r]
 
 
