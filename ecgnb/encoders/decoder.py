@@ -27,6 +27,8 @@ class Decoder(nn.Module):
     positions: str = 'rope'    # 'rope' (rotary) or 'learned'
     prenorm: bool = True       # normalise before attention and MLP and at the end (else after each of the two)
 
+    apart = ('head',)          # what tokens and features do not pass through
+
     def __post_init__(self):
         want(self.vocab > 0 and self.context > 1,
              f'vocab={self.vocab}, context={self.context}; wanted 1 and 2 or more: the facts of the representation')

@@ -104,6 +104,11 @@ class Dit(nn.Module):
 
     @property
     def takes(self): return {'signal': (self.channels, self.length)}
+    @property
+    def apart(self):
+        "What tokens and features do not pass through."
+        cross = ('query', 'look', 'told') if self.cross else ()
+        return ['head', *(f'transformer.{i}.{n}' for i in range(self.depth) for n in cross)]
 
     def cut(self, x):
         "x (B, K, T) -> (B, N, P): slices of time, sample-major, channel-minor."

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from ..batch import Out, fed
 from ..registry import objective
-from ..transformer import Positions, want
+from ..transformer import Positions, still, want
 
 # %% ../../nbs/4_objectives/classify.ipynb #cf9f94cd
 def bce(logits, label, positive=1., negative=1., smoothing=0.):
@@ -83,9 +83,8 @@ class Classify(nn.Module):
         nn.init.normal_(self.head.weight, std=.02)
         nn.init.zeros_(self.head.bias)
         if self.freeze: e.eval()
-        apart = tuple(f'{a}.' for a in getattr(e, 'apart', ('head',)))          # what features() does not read
-        for n, p in e.named_parameters():
-            if self.freeze or f'{n}.'.startswith(apart): p.requires_grad_(False)
+        if self.freeze: e.requires_grad_(False)
+        still(e, getattr(e, 'apart', ()))
 
     @property
     def names(self): return [c.strip() for c in self.classes.split(',')]

@@ -17,7 +17,7 @@ from ..batch import Out, draw, fed, mix
 from ..encoders.resnet1d import AttentionPool, resnet_rules
 from ..encoders.text import split
 from ..registry import objective
-from ..transformer import pool, rename, special, want
+from ..transformer import pool, rename, special, still, want
 
 # %% ../../nbs/4_objectives/contrastive.ipynb #7078f05a
 def world(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -102,8 +102,7 @@ class Contrastive(nn.Module):
         moves = [k for k in ('noise', 'wander', 'gain', 'shift', 'hide') if getattr(self.representation, k, 0)]
         want(self.views == 'dropout' or moves, f"views='augment' needs a representation that augments, which this "
              f'{type(self.representation).__name__} does not; set its noise, wander, gain, shift or hide')
-        for own in ('head', 'ada', 'pooling')[:2 + (self.pool == 'attention')]:    # what its tokens do not pass through
-            if isinstance(getattr(e, own, None), nn.Module): getattr(e, own).requires_grad_(False)
+        still(e, [*getattr(e, 'apart', ()), *(['pooling'] if self.pool == 'attention' else [])])    # its own is not used
         self.to_shared = nn.Linear(e.dim, P)
         self.attentive = t is not None and self.pool == 'attention'
         if self.attentive:
