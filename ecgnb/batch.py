@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'Batch', 'Out', 'to_mv', 'to_device', 'collate', 'mix', 'sample_seeds', 'bits', 'uniform', 'normal', 'draw',
-           'fed']
+           'fed', 'known_only']
 
 # %% ../nbs/0_base/batch.ipynb #bbbfa577
 from typing import NamedTuple, TypedDict
@@ -115,3 +115,12 @@ def fed(encoder, batch):
     "(what `encoder` takes out of a batch that its representation made; which of it is valid, or None)."
     what = next(iter(encoder.takes))
     return batch[what], batch.get('valid' if what == 'signal' else f'{what}_valid')
+
+# %% ../nbs/0_base/batch.ipynb #40a41288
+def known_only(representation, batch, known):
+    """The batch normalised by what is `known` (B, C, T) bool, 0 elsewhere. A lead of which nothing is known borrows the
+    mean shift and gain of the others."""
+    out = representation(batch | {'signal': batch['signal'].masked_fill(~known, 0.), 'valid': known})
+    some = known.any(-1, keepdim=True)
+    own, count = some | ~some.any(1, keepdim=True), some.sum(1, keepdim=True).clamp(min=1)
+    return out | {k: torch.where(own, out[k], (out[k] * some).sum(1, keepdim=True) / count) for k in ('shift', 'gain')}

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 import torch
 from torch import nn
-from .batch import Out, draw, normal, sample_seeds, to_mv
+from .batch import Out, draw, known_only, normal, sample_seeds, to_mv
 from .leads import lead_names
-from .objectives.masked import known_only
 from .registry import did_you_mean, options
 from .transformer import want
 
@@ -303,9 +302,6 @@ class Denoiser(nn.Module):
                 whole = torch.zeros_like(z['signal'], dtype=torch.bool)
                 whole[:, self.others] = counted
             return Out(loss, {}, dict(mv=self.outside(y, z), noised=self.outside(noised, z), mask=whole))
-
-# %% ../nbs/0_base/denoiser.ipynb #7b2fb578
-del Denoiser.text
 
 # %% ../nbs/0_base/denoiser.ipynb #1d72d9c0
 CONDITIONS = [(r'null_cond_emb', 'null'), (r'condition_embedder\.proj\.(weight|bias)', r'proj.\1'),

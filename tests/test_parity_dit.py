@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from ecgnb.encoders.dit import CONDITION, Dit, convert, dit_rules, embed_time, ready, reverse_time
 from ecgnb.transformer import rename
-from test_parity_masked import STANDARD, Fixture
+from reference import STANDARD, Fixture
 
 DIT = [f'ecg_encoder__dit__{n}' for n in ('rectified_flow_uncond', 'rectified_flow_text', 'rectified_flow_lead', 'ddpm_uncond', 'ddpm_text')]
 HEAD = 'ecg_encoder__signal_flow_head'

@@ -8,7 +8,7 @@ from ecgnb.objectives import diffusion, flow
 from ecgnb.objectives.diffusion import Diffusion
 from ecgnb.objectives.flow import Flow
 from ecgnb.representations.signal import Signal
-from test_parity_masked import STANDARD, Fixture
+from reference import STANDARD, Fixture
 
 NAMES = [f'ecg_encoder__dit__{n}' for n in ('rectified_flow_uncond', 'rectified_flow_text', 'rectified_flow_lead', 'ddpm_uncond', 'ddpm_text')]
 GUIDED = [n for n in NAMES if 'uncond' not in n]

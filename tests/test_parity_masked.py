@@ -1,69 +1,20 @@
 """Masked models and their encoders against numbers written by the reference code (data set `parity`); weights go through `convert`."""
-import hashlib
-import json
-import math
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ecgnb.encoders import st_vit, vit1d
 from ecgnb.encoders.st_vit import StVit
 from ecgnb.encoders.vit1d import Vit1d
 from ecgnb.objectives.masked import Masked, convert, hide
 from ecgnb.representations.signal import Signal
-from ecgnb.settings import data_dir
+from reference import STANDARD, Fixture
 
-ROOT = data_dir('parity') or Path('parity-data-not-found')
 MAE = ['ecg_encoder__mae_vit', 'ecg_encoder__mae_vit__narrow_decoder']
 FAMILY = [f'ecg_encoder__{m}{v}' for m in ('mtae', 'mlae', 'st_mem') for v in ('', '__norm_pix')]
 
 
-class Fixture:
-    "One folder of the parity data: arguments, weights, inputs, draws, outputs."
-    def __init__(self, name):
-        self.name, folder = name, ROOT / name
-        if not folder.exists(): pytest.skip(f'parity data {name} not there ({ROOT}); settings.ini: [data] parity = FOLDER')
-        self.config, self.io = json.loads((folder / 'config.json').read_text()), load_file(folder / 'io.safetensors')
-        self.args = self.config['arguments']
-        stored = folder / 'weights.safetensors'
-        self.weights = load_file(stored) if stored.exists() else self.formula()
-
-    def formula(self):
-        "Weights of the full-size models: a stream of numbers from each key's name (README of the parity data)."
-        out = {k.removeprefix('weight/'): v for k, v in self.io.items() if k.startswith('weight/')}
-        for key, (base, scale) in self.config['weights_by_formula']['base_scale'].items():
-            n = math.prod(self.config['state_dict'][key])
-            with np.errstate(over='ignore'):
-                z = (np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], 'little'))
-                     + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                z = z ^ (z >> np.uint64(31))
-            v = (2 * ((z >> np.uint64(11)).astype(np.float64) * 2.0 ** -53) - 1) * math.sqrt(3.)
-            out[key] = torch.from_numpy((base + scale * v).astype(np.float32).reshape(self.config['state_dict'][key]))
-        for a, *rest in self.config.get('aliases', []):
-            for b in rest:
-                if a in out or b in out: out[a] = out[b] = out.get(a, out.get(b))
-        for key, shape in self.config['state_dict'].items():
-            twin = 'encoder.' + key
-            if key not in out and twin in out: out[key] = out[twin]
-        return out
-
-    def call(self, name): return next(c for c in self.config['calls'] if c['name'] == name)
-
-    def check(self, call, key, got):
-        "Within the advised tolerance; prints the largest difference."
-        want, said = self.io[f'out/{call}/{key}'], self.call(call)['outputs'][key]
-        got = got.detach().reshape(want.shape)
-        if not want.is_floating_point(): assert torch.equal(got.to(want.dtype), want), key; return
-        atol = max(1e-5, 20 * said.get('max_abs_diff_float64', 0))
-        gap = (got - want).abs().max().item()
-        print(f'{self.name} {call}/{key}: {gap:.1e} (allowed {atol:.1e})')
-        torch.testing.assert_close(got, want, atol=atol, rtol=1e-4)
-
+class Masks(Fixture):
+    "With gradients through the renaming of masked models."
     def check_grads(self, call, model):
         "Gradient norms of the converted parameters, through the same renaming as the weights."
         theirs = {k: v for k, v in self.call(call)['grad_norms'].items() if v is not None}
@@ -79,7 +30,6 @@ class Fixture:
 
 
 def identity(leads, length): return Signal(leads=leads, length=length, norm='none')
-STANDARD = 'I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6'
 
 def model(f):
     "Masked with the fixture's sizes and converted weights."
@@ -117,7 +67,7 @@ def visible_first(mask):
 
 @pytest.mark.parametrize('name', MAE)
 def test_parity_mae_vit(name):
-    f = Fixture(name)
+    f = Masks(name)
     m, x = model(f), f.io['in/patches'].float()
     out, _ = run(m, x, visible_first(f.io['in/visible_mask']))
     f.check('forward', 'loss', (out.pred['patches'][:, 0] - f.io['in/targets']).square()[out.pred['hidden'][:, 0]].mean())
@@ -130,7 +80,7 @@ def test_parity_mae_vit(name):
 
 @pytest.mark.parametrize('name', MAE)
 def test_parity_mae_vit_gradients(name):
-    f = Fixture(name)
+    f = Masks(name)
     m, x, noise = model(f), f.io['in/patches'].float(), visible_first(f.io['in/visible_mask'])
     order, seen, hidden = hide(noise)
     pred = m.draw_patches(m.latents(m.encode(m.encoder.patches(x), order, seen), order, seen))
@@ -140,7 +90,7 @@ def test_parity_mae_vit_gradients(name):
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_parity_masked_family(name):
-    f = Fixture(name)
+    f = Masks(name)
     m, x, noise = model(f), f.io['in/signal'], f.io['draw/forward/000']
     if noise.ndim == 2: noise = noise[:, None]
     out, y = run(m, x, noise)
@@ -156,14 +106,14 @@ def test_parity_masked_family(name):
 
 @pytest.mark.parametrize('name', [n for n in FAMILY if not n.endswith('norm_pix')])
 def test_parity_masked_features(name):
-    f = Fixture(name)
+    f = Masks(name)
     m, x = model(f), f.io['in/signal']
     f.check('get_features', 'features', m.encoder.features(x))
     f.check('encode_unmasked', 'latent', m.encode(m.encoder.patches(x)))
 
 
 def test_parity_full_mae_vit():
-    f = Fixture('full__ecg_encoder__mae_vit')
+    f = Masks('full__ecg_encoder__mae_vit')
     m, x = model(f), f.io['in/patches']
     assert sum(p.numel() for p in m.parameters()) == f.config['counts']['trainable'] == 34_101_700
     with torch.no_grad(): out, _ = run(m, x, visible_first(f.io['in/visible_mask']))
@@ -173,7 +123,7 @@ def test_parity_full_mae_vit():
 
 
 def test_parity_full_mtae():
-    f = Fixture('full__ecg_encoder__mtae')
+    f = Masks('full__ecg_encoder__mtae')
     m, x = model(f), f.io['in/signal']
     assert sum(p.numel() for p in m.parameters()) == f.config['counts']['trainable'] == 89_648_144
     with torch.no_grad():
@@ -186,7 +136,7 @@ def test_parity_full_mtae():
 @pytest.mark.parametrize('name', ['elm__encoder_mtae', 'elm__encoder_mlae'])
 def test_parity_elm_masked(name):
     "ELM reads the decoder's tokens (CLS among them, nothing hidden), averaged to a given number."
-    f = Fixture(name)
+    f = Masks(name)
     m, x = model(f), f.io['in/ecg_signal']
     y = m.latents(m.encode(m.encoder.patches(x)))[:, 0]
     f.check('get_encoder_embeddings', 'embeddings', torch.nn.functional.adaptive_avg_pool1d(y.mT, f.args['num_encoder_tokens']).mT)
@@ -194,7 +144,7 @@ def test_parity_elm_masked(name):
 
 def test_parity_elm_st_mem():
     "ELM's ST-MEM has trained positions, also at the SEPs, and no decoder; its tokens are averaged to a given number."
-    f = Fixture('elm__encoder_st_mem')
+    f = Masks('elm__encoder_st_mem')
     a = f.args
     enc = StVit(length=a['seq_len'], patch=a['patch_size'], dim=a['embed_dim'], depth=a['depth'], heads=a['num_heads'], head_dim=64,
                 mlp=a['mlp_ratio'] * a['embed_dim'], positions='learned').eval()
@@ -206,7 +156,7 @@ def test_parity_elm_st_mem():
 @pytest.mark.parametrize('name', ['ecg_encoder__mae_vit', 'ecg_encoder__mtae', 'ecg_encoder__mlae', 'ecg_encoder__st_mem'])
 def test_parity_encoder_alone(name):
     "The encoder's own `convert` takes the encoder out of a whole checkpoint and leaves the decoder."
-    f = Fixture(name)
+    f = Masks(name)
     enc = model(f).encoder
     ours = (st_vit if 'st_mem' in name else vit1d).convert(f.weights, enc)
     assert all(torch.equal(v, ours[k]) for k, v in enc.state_dict().items())
@@ -215,7 +165,7 @@ def test_parity_encoder_alone(name):
 @pytest.mark.parametrize('name', ['ecg_encoder__mae_vit', 'ecg_encoder__mtae', 'ecg_encoder__mlae', 'ecg_encoder__st_mem'])
 def test_parity_convert_is_strict(name):
     "A renamed, a missing, an extra and an unequal twin key are each refused by name."
-    f = Fixture(name)
+    f = Masks(name)
     m, w = model(f), f.weights
     key = next(k for k in w if k.endswith('norm.weight'))
     with pytest.raises(ValueError, match='missing'): convert({k: v for k, v in w.items() if k != key}, m)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from torch import nn
-from test_parity_masked import Fixture
+from reference import Fixture
 from transformers import BertConfig, BertModel
 
 from ecgnb.encoders.resnet1d import Resnet1d

@@ -1,25 +1,19 @@
 """The signal tower of MERL against numbers written by the reference code (data set `parity`); weights go through `convert`."""
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ecgnb.encoders.resnet1d import Resnet1d, convert
 from ecgnb.leads import ECGError
-from ecgnb.settings import data_dir
+from reference import Fixture
 
-ROOT = data_dir('parity') or Path('parity-data-not-found')
 MERL = ['ecg_encoder__merl__bottleneck', 'ecg_encoder__merl__basic']
 
 
 def fixture(name):
     "(config, weights, inputs and outputs) of one folder."
-    folder = ROOT / name
-    if not folder.exists(): pytest.skip(f'parity data {name} not there ({ROOT}); settings.ini: [data] parity = FOLDER')
-    return json.loads((folder / 'config.json').read_text()), load_file(folder / 'weights.safetensors'), load_file(folder / 'io.safetensors')
+    f = Fixture(name)
+    return f.config, f.weights, f.io
 
 
 def tower(args, length):

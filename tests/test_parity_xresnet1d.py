@@ -1,23 +1,17 @@
 """XResNet1d against numbers written by a published network of that name (data set `parity`); weights go through `convert`."""
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ecgnb.encoders.xresnet1d import Xresnet1d, convert
-from ecgnb.settings import data_dir
+from reference import Fixture
 
-ROOT = data_dir('parity') or Path('parity-data-not-found')
 MAPS = {'module3': 0, 'module4': 1, 'module7': 4}       # the sequence's modules -> stem with max-pool, first and last stage
 
 
 def fixture(name='esi__xresnet1d'):
     "(config, weights, inputs and outputs)."
-    folder = ROOT / name
-    if not folder.exists(): pytest.skip(f'parity data {name} not there ({ROOT}); settings.ini: [data] parity = FOLDER')
-    return json.loads((folder / 'config.json').read_text()), load_file(folder / 'weights.safetensors'), load_file(folder / 'io.safetensors')
+    f = Fixture(name)
+    return f.config, f.weights, f.io
 
 
 @pytest.mark.parametrize('call,key,length', [('forward', 'in/signal', 448), ('forward_odd', 'in/forward_odd.signal', 437)])

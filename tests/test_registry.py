@@ -200,6 +200,13 @@ def test_a_class_defined_again_replaces_the_packaged_one():
     finally: encoder.parts.clear(); encoder.parts.update(before)
 
 
+def test_an_optional_part_is_not_hidden_by_its_default():
+    m = objective['flow'](small(representation['signal'], norm='fixed'), small(encoder['dit']))
+    assert m.text is None
+    m.text = nn.Linear(2, 2)
+    assert isinstance(m.text, nn.Linear) and 'text.weight' in m.state_dict()
+
+
 def test_sample_source_gives_guarded_ecgs():
     s = source['sample'](n=12)
     for i in range(len(s)):

@@ -10,7 +10,7 @@ from ecgnb.leads import ECGError
 from ecgnb.objectives.token_flow import TokenFlow, convert
 from ecgnb.representations.symbols import EPS, Symbols
 from ecgnb.samplers import euler, times
-from test_parity_masked import Fixture
+from reference import Fixture
 
 REFERENCE = dict(patch=1, positions='learned', time='plain')
 

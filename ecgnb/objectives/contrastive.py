@@ -190,8 +190,6 @@ class Contrastive(nn.Module):
         try: return F.normalize(self.to_text(self.text.features(texts)).float(), dim=-1)
         finally: self.train(was)
 
-del Contrastive.text        # the default None on the class would hide the part on the instance
-
 # %% ../../nbs/4_objectives/contrastive.ipynb #94397431
 def convert(weights, model=None):
     """State dict of the reference's MERL -> Contrastive(resnet1d, text)'s, checked on `model`: its language model is

@@ -140,9 +140,6 @@ class TokenFlow(NextToken):
         y = self.draw_signal(rows, rows != r.pad, span, steps, solver, seed)
         return torch.where(known, mv, y)
 
-# %% ../../nbs/4_objectives/token_flow.ipynb #c5c38348
-del TokenFlow.head      # a class attribute would hide the module of that name
-
 # %% ../../nbs/4_objectives/token_flow.ipynb #0bdbad27
 def convert(weights, model=None):
     "State dict of a reference decoder with signal head -> TokenFlow's, checked on `model`. ECGError lists misfits."
