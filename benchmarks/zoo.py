@@ -118,15 +118,16 @@ def main():
             out = str(home/name)
             every = max(1, steps//6)
             run = build(name, *source, 'prepare.fs=100', 'prepare.low=0.5', *more, f"train.train={FOLDS['train']}", f"train.val={FOLDS['val']}", 'train.batch_size=16',
-                        f'fit.steps={steps}', f'fit.warmup={min(50, steps//4)}', 'fit.ema=0.99', f'train.every={every}', f'train.save={steps}', 'train.patience=0', f'out={out}')
+                        f'fit.steps={steps}', f'fit.warmup={min(50, steps//4)}', 'fit.ema=0.99', f'train.every={every}', 'train.log=5', f'train.save={steps}', 'train.patience=0', f'out={out}')
             done = quiet(train, run)
             trained = time.time() - began
             log = [json.loads(line) for line in Path(out, 'log.jsonl').read_text().splitlines()]
-            vals = [r['val_loss'] for r in log if 'val_loss' in r]
-            table[name] = dict(parameters=done['parameters'], steps=done['step'], seconds=round(trained), val_first=vals[0], val_best=done['best_val_loss'], **judge(name, out, which, times))
+            loss, k = [r['loss'] for r in log if 'loss' in r], max(1, len(log)//10)
+            table[name] = dict(parameters=done['parameters'], steps=done['step'], seconds=round(trained), loss_first=sum(loss[:2])/len(loss[:2]), loss_last=sum(loss[-k:])/len(loss[-k:]),
+                               val_best=done['best_val_loss'], val_step=done['best_step'], **judge(name, out, which, times))
             t = table[name]
             g = t['probe']['gain']
-            print(f"{name:20} {t['parameters']:>9,} parameters  {trained:4.0f} s  validation {t['val_first']:.4f} -> {t['val_best']:.4f}  "
+            print(f"{name:20} {t['parameters']:>9,} parameters  {trained:4.0f} s  loss {t['loss_first']:.3f} -> {t['loss_last']:.3f}, validation {t['val_best']:.3f}  "
                   f"linear AUROC {t['probe']['value']:.3f} (random {t['probe']['random']:.3f}, gain {g['value']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}])", flush=True)
     finally:
         if not how.keep: shutil.rmtree(home)
