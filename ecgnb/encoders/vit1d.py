@@ -33,10 +33,15 @@ class Vit1d(nn.Module):
     cls: bool = True           # a CLS token, which is then the feature (else the mean of the tokens)
     patch_norm: bool = True    # LayerNorm before and after the patch's linear layer
     dropout: float = 0.        # dropout in attention, its output and the MLP
+    embed_dropout: float = 0.  # dropout of the tokens that enter the first block
+    causal: bool = False       # a token looks at itself and earlier ones only; the CLS token then stands at the end
+    last_norm: bool = True     # LayerNorm after the last block
 
     def __post_init__(self):
         self.channels = len(lead_names(self.leads))
         want(self.over in ('time', 'lead'), f"over={self.over!r}: use 'time' (slices) or 'lead' (whole leads)")
+        want(not self.causal or self.over == 'time',
+             "causal=True reads slices in the order of time, and leads have no such order; use over='time'")
         if self.over == 'lead':
             want(self.patch in (0, self.length),
                  f"over='lead' makes one patch of a whole lead: patch={self.patch} must be 0 or {self.length}")
@@ -46,12 +51,13 @@ class Vit1d(nn.Module):
             want(self.length % self.size == 0,
                  f'patch={self.size} does not divide length={self.length}; use patch=0 or a divisor')
             self.count, self.width = self.length // self.size, self.channels * self.size
-        self.groups, self.n_tokens, self.before, self.after = 1, self.count, int(self.cls), 0
+        self.groups, self.n_tokens = 1, self.count
+        self.before, self.after = int(self.cls and not self.causal), int(self.cls and self.causal)
         self.embedding = PatchEmbed(self.width, self.dim, self.patch_norm)
         self.places = Positions(self.count, self.dim, self.positions, self.before, self.after, self.temperature)
         self.transformer = Transformer(self.depth, self.dim, self.heads, head_dim=self.head_dim, mlp=self.mlp,
-                                       prenorm=self.prenorm, dropout=self.dropout)
-        self.norm = nn.LayerNorm(self.dim)
+                                       prenorm=self.prenorm, causal=self.causal, dropout=self.dropout)
+        self.norm = nn.LayerNorm(self.dim) if self.last_norm else nn.Identity()
         self.apply(init)
         if self.cls: self.token = special(self.dim)
 
@@ -78,39 +84,44 @@ class Vit1d(nn.Module):
 
     def embed(self, p, order=None):
         "Patches (B, 1, N, P) -> tokens with positions (B, 1, N, D); with order (B, 1, K) only those, in that order."
+        want(order is None or not self.causal, 'a causal encoder reads all patches in the order of time, and this '
+             'objective (masked?) shuffles them; build the encoder with causal=False')
         place = self.places.patches
         if order is not None: p, place = take(p, order), place[order]
-        return self.embedding(p) + place
+        return F.dropout(self.embedding(p) + place, self.embed_dropout, self.training)
 
     def blocks(self, z, attend=None, norm=True):
-        "Tokens (B, 1, n, D), any n of them, -> (B, 1, before + n, D); attend (B, 1, n) bool: True = may be looked at."
+        "Tokens (B, 1, n, D), any n of them, -> (B, 1, before + n + after, D); attend (B, 1, n) bool: may be looked at."
         z, keys = z[:, 0], None if attend is None else attend[:, 0]
+        if self.causal and keys is not None: keys = F.pad(keys[:, 1:], (1, 0), value=True)   # all have one to look at
         if self.cls:
-            z = torch.cat([(self.token + self.places.first).to(z.dtype).expand(len(z), 1, -1), z], 1)
-            keys = None if keys is None else F.pad(keys, (1, 0), value=True)
+            place = self.places.last if self.causal else self.places.first
+            parts = (self.token + place).to(z.dtype).expand(len(z), 1, -1), z
+            z = torch.cat(parts[::-1] if self.causal else parts, 1)
+            keys = None if keys is None else F.pad(keys, (self.before, self.after), value=True)
         z = self.transformer(z, keys)
         return (self.norm(z) if norm else z)[:, None]
 
     def run(self, x, valid=None):
-        "x (B, C, T) -> all tokens (B, before + N, D) and recorded (B, N) or None."
+        "x (B, C, T) -> all tokens (B, before + N + after, D) and recorded (B, N) or None."
         keep = self.recorded(valid)
         if valid is not None: x = x.masked_fill(~valid, 0)
         return self.blocks(self.embed(self.patches(x)), keep)[:, 0], None if keep is None else keep[:, 0]
 
     def forward(self, x, valid=None):
         "x (B, C, T) -> patch tokens (B, N, D)."
-        return self.run(x, valid)[0][:, self.before:]
+        return self.run(x, valid)[0][:, self.before:self.before + self.count]
 
     def features(self, x, valid=None):
         "x (B, C, T) -> (B, D): the CLS token, or the mean over the recorded patches where there is none."
         z, keep = self.run(x, valid)
-        return z[:, 0] if self.cls else pool(z, keep)
+        return z[:, -1 if self.causal else 0] if self.cls else pool(z, keep)
 
-# %% ../../nbs/3_encoders/vit1d.ipynb #d1cf121b
+# %% ../../nbs/3_encoders/vit1d.ipynb #136a8028
 BLOCK = [(r'attn\.norm', 'norm1'), (r'attn\.fn\.to_qkv', 'qkv'), (r'attn\.fn\.to_out\.0', 'out'),
          (r'ff\.norm', 'norm2'), (r'ff\.fn\.net\.0', 'up'), (r'ff\.fn\.net\.3', 'down')]
-TORCH_BLOCK = [(r'attn\.in_proj_', 'qkv'), (r'attn\.out_proj\.', 'out'), (r'lin1\.', 'up'), (r'lin2\.', 'down'),
-               (r'norm1\.', 'norm1'), (r'norm2\.', 'norm2')]
+TORCH_BLOCK = [(r'(?:self_)?attn\.in_proj_', 'qkv'), (r'(?:self_)?attn\.out_proj\.', 'out'),
+               (r'lin1\.', 'up'), (r'lin2\.', 'down'), (r'norm1\.', 'norm1'), (r'norm2\.', 'norm2')]
 DECODER = r'(mask_|to_decoder_embedding|decoder|dec_|enc_to_dec|pred_head).*'  # keys of the autoencoder's decoder
 
 def block_rules(theirs, ours):
@@ -122,10 +133,10 @@ def vit_rules(ours=''):
     "Rules for `rename` from the reference ViT encoders to keys that start with `ours`."
     patch = r'(?:encoder\.)?to_patch_embedding'
     return [(rf'{patch}\.{i + 1}\.(weight|bias)', rf'{ours}embedding.{i}.\1') for i in range(3)] + [
-        (r'patch_proj\.(weight|bias)', rf'{ours}embedding.0.\1'),
-        (r'(?:pos_enc\.weight|encoder\.pos_embedding)', f'{ours}places.table'),
+        (r'(?:patch|signal)_proj\.(weight|bias)', rf'{ours}embedding.0.\1'),
+        (r'(?:pos_enc\.weight|pos_emb\.weight|encoder\.pos_embedding)', f'{ours}places.table'),
         (r'encoder\.cls_embedding', f'{ours}token'), (r'(?:encoder\.|enc_)norm\.(weight|bias)', rf'{ours}norm.\1'),
-        *block_rules(r'encoder\.(?:block)?(\d+)', f'{ours}transformer')]
+        *block_rules(r'(?:encoder\.(?:block)?|layers\.)(\d+)', f'{ours}transformer')]
 
 def tables(weights, before, after, keys=('encoder.pos_embedding', 'decoder_pos_embed')):
     "The state dict without the position tables (1, N, D) that are sine-cosine; others as (N, D), for learned ones."
@@ -137,5 +148,5 @@ def tables(weights, before, after, keys=('encoder.pos_embedding', 'decoder_pos_e
     return out
 
 def convert(weights, model=None):
-    "State dict of a reference mae_vit, mtae or mlae -> this encoder's, checked on `model`. ECGError lists misfits."
+    "State dict of a reference mae_vit, mtae, mlae or nepa -> this encoder's, checked on `model`; ECGError: misfits."
     return rename(tables(weights, 1, 0), [*vit_rules(), (DECODER, None)], model)
