@@ -11,30 +11,49 @@ import sys
 from pathlib import Path
 import torch
 from .arguments import arguments, usage
+from .finetune import Budget
 from .hub import load, write_text
+from .labels import few_labels, parsed_shares
 from .leads import ECGError
 from .probe import probe
 from .records import fold_numbers
-from .reconstruct import OTHER_DATA, place, run_for
 from .registry import options
+from .runs import OTHER_DATA, place, run_for
 from .train import store_of
+from .transformer import want
 
 # %% ../nbs/8_evaluation/evaluate.ipynb #af5c64e3
 @options
 class Evaluate:
     "How `ecgnb evaluate` judges."
     train: str = 'train'      # folds the classifier is fitted on: train, val, test, or numbers such as 1-5
-    val: str = 'val'          # folds that choose its penalty, k and thresholds
+    val: str = 'val'          # folds that choose its penalty, k and thresholds, and when fine-tuning stops
     test: str = 'test'        # folds that are reported
+    choose: str = 'val'       # who chooses penalty and k: val, or cv = folds by patient
+    shares: str = ''          # also a table at these shares of the labelled patients, such as 0.01,0.1,1
+    finetune: bool = False    # rows of that table for the whole encoder, trained from the checkpoint and from nothing
+    seeds: int = 3            # draws of patients and random weights of that table
+    steps: int = 200          # optimizer steps at most of one fine-tuning
+    lr: str = '1e-3'          # its peak learning rates, joined by commas: the best on val is kept
     twins: int = 3            # models with random weights beside it
     times: int = 1000         # bootstrap draws of test patients
     seed: int = 0             # of the twins and the draws
     device: str = ''          # cpu or cuda, '' = cuda where there is one
 
     def __post_init__(self):
-        for name, low in (('twins', 1), ('times', 100)):
+        for name, low in (('twins', 1), ('times', 100), ('seeds', 2)):
             if getattr(self, name) < low: raise ValueError(f'{name}={getattr(self, name)}; wanted {low} or more')
         for name in ('train', 'val', 'test'): fold_numbers(getattr(self, name))
+        want(self.choose in ('val', 'cv'), f"choose={self.choose!r}: use 'val' or 'cv'")
+        want(self.shares or not self.finetune,
+             'finetune=true adds rows to the table of shares; type shares=1, or shares=0.01,0.1,1')
+        if self.shares: parsed_shares(self.shares)
+        self.budget
+
+    @property
+    def budget(self):
+        "What one fine-tuning may spend."
+        return Budget(steps=self.steps, lr=self.lr, every=max(1, self.steps//10))
 
 def add_results(folder, **entries):
     "Merge `entries` into folder/results.json (made where it is not there), atomically; what else it says stays."
@@ -55,6 +74,15 @@ def main(args=None):
     home, best, config = place(args[0])
     run = run_for(best, config, others)
     model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    result = probe(model, store_of(run), how.train, how.val, how.test, twins=how.twins, times=how.times, seed=how.seed)
+    store, folds = store_of(run), (how.train, how.val, how.test)
+    both = dict(times=how.times, seed=how.seed, choose=how.choose)
+    result = probe(model, store, *folds, twins=how.twins, **both)
     file = add_results(home, probe=dict(source=run['source'], **result.to_json()))
-    print(f'{result}\n\n{file}')
+    print(f'{result}\n')
+    if how.shares:
+        say = lambda text: print(text, file=sys.stderr)
+        few = few_labels(model, store, how.shares, *folds, seeds=how.seeds, tune=how.finetune, budget=how.budget,
+                         say=say, **both)
+        add_results(home, labels=dict(source=run['source'], **few.to_json()))
+        print(f'{few}\n')
+    print(file)

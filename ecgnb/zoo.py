@@ -122,7 +122,8 @@ def ecg_byte_flow():
 def nepa():
     "NEPA: each sample's embedding from those before it, negative cosine. 20,463,616 parameters."
     encoder = {'encoder': 'vit1d', 'patch': 1, 'dim': 512, 'depth': 6, 'heads': 8, 'mlp': 2048, 'prenorm': False,
-               'last_norm': False, 'positions': 'learned', 'cls': False, 'patch_norm': False, 'causal': True, 'dropout': .1}
+               'last_norm': False, 'positions': 'learned', 'cls': False, 'patch_norm': False, 'causal': True, 'dropout': .1,
+               'embed_dropout': .1}
     return run_of({'objective': 'next_embedding', 'representation': SIGNAL, 'encoder': encoder, 'target': 'embedding',
                    'spread': 0.}, **PUBLISHED)
 

@@ -65,6 +65,8 @@ class Masked(nn.Module):
         lacks = [n for n in self.needs if not hasattr(e, n)]
         want(not lacks, f"masked cannot train {type(e).__name__}: it has no {', '.join(lacks)}; "
              'use a patch encoder such as st_vit or vit1d')
+        want(not getattr(e, 'causal', False), 'masked shuffles the patches, which a causal encoder reads in order; build '
+             'it with causal=False')
         want(self.mask in ('patch', 'time', 'lead'), f"mask={self.mask!r}: use 'patch', 'time' or 'lead'")
         want(self.mask != 'lead' or e.groups > 1, "mask='lead' needs st_vit; for vit1d use over='lead', mask='patch'")
         want(0 < self.ratio < 1, f'ratio={self.ratio}: the share of hidden patches lies between 0 and 1')
