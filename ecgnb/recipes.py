@@ -167,7 +167,7 @@ def complete(run):
     "A run with every field of every part written out, and its default place. PartError or ValueError where it cannot be."
     for name, cls in SECTIONS.items(): run[name] = section(cls, **run[name])
     if run['train']['start'] and not {'representation', 'encoder'} <= run['model'].keys(): run = started(run)
-    if lacks := [k for k in ('representation', 'encoder') if k not in run['model']]:
+    if 'objective' in run['model'] and (lacks := [k for k in ('representation', 'encoder') if k not in run['model']]):
         raise PartError(f"recipe '{run.get('recipe', '')}' names no {' and no '.join(lacks)}: it takes them from a "
                         'checkpoint; say train.start=RUN')
     source, facts = from_config(run['source']), contract_of_run(run)

@@ -159,7 +159,7 @@ def test_training_lowers_the_loss(o, e):
     b['signal'] = torch.sin(torch.arange(LENGTH)/20)[None, None]*torch.randn(4, 12, 1)
     for _ in range(25):
         loss = m(b).loss; losses.append(float(loss)); loss.backward(); opt.step(); opt.zero_grad()
-    assert losses[-1] < .8*losses[0], losses
+    assert losses[-1] < .9*losses[0], losses
 
 
 @pytest.mark.parametrize('name', list(objective))
