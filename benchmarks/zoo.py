@@ -5,7 +5,7 @@
 Protocol: 12 leads of 10 s at 100 Hz (the language models: II and V2, 4 s) of the PTB-XL recordings that are here, else of the simulator. Trained on folds 1-7, chosen on fold 8
 (the checkpoint of the best validation loss), judged on folds 9 and 10; no patient in two. One seed, a few hundred steps, models of 0.1 to 1 million parameters: what the
 table shows is that each row works and what it can be asked, beside baselines of the same protocol; it does not say which method is best at scale.
-Intervals: 95 %, bootstrap over test patients. A full run writes benchmarks/zoo.json and runs nbs/explanations/measured.ipynb, which shows it.
+Intervals: 95 %, bootstrap over test patients. benchmarks/zoo.json is written row by row (--rows replaces some), then nbs/explanations/measured.ipynb, which shows it, is run.
 """
 import argparse
 import contextlib
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +32,7 @@ SMALL = 'model.encoder.dim=64 model.encoder.depth=3 model.encoder.heads=4 model.
 DECODER = 'model.dec_dim=48 model.dec_depth=1 model.dec_heads=4 model.dec_mlp=0 model.dec_dropout=0 model.ratio=0.5 model.representation.scope=record'.split()
 MUON = 'fit.optim=muon fit.lr=0.02'.split()
 DRAWS = [*SMALL, 'model.encoder.patch=25', 'model.encoder.positions=rope', 'fit.optim=muon', 'fit.lr=0.01', 'fit.beta2=0.95']
-TWO = 'prepare.leads=II,V2 prepare.seconds=4 prepare.stride=3'.split()
+TWO = 'prepare.leads=II,V2 prepare.seconds=4'.split()
 PLAIN = 'fit.optim=adamw fit.lr=0.002'.split()
 # recipe, overrides, evaluations (results of `evaluate` for all)
 ROWS = {
@@ -85,7 +84,7 @@ def judge(name, out, which, times):
         best = min((r for r in rows if r['method'] != 'model'), key=lambda r: r['mse'])
         found['reconstruct'] = dict(value=pick(rows, method='model')['mse'], baseline=best['method'], than=best['mse'], gain=cell(best, 'mse_diff', 'mse_low', 'mse_high'))
     if 'forecast' in which:
-        ask(forecast, f'fold={test}')
+        ask(forecast, f'fold={test}', 'windows=60')
         rows = [r for r in json.loads(Path(out, 'forecast.json').read_text())['rows'] if r['lead'] == 'all' and r['horizon'] == 'all']
         best = min((r for r in rows if r['method'] != 'model'), key=lambda r: r['mse'])
         found['forecast'] = dict(value=pick(rows, method='model')['mse'], baseline=best['method'], than=best['mse'], gain=cell(best, 'mse_diff', 'mse_low', 'mse_high'))
@@ -111,32 +110,33 @@ def main():
     real = data_dir('ptb_xl') is not None
     source = ['source=ptb_xl'] if real else ['source=sample', 'source.n=400']
     home = Path(how.keep or tempfile.mkdtemp())
-    table = {}
+    file, facts = ROOT/'benchmarks'/'zoo.json', dict(name='zoo', source='ptb_xl' if real else 'sample', steps=steps, folds=FOLDS, quick=how.quick, torch=torch.__version__)
+    before = json.loads(file.read_text()) if file.exists() else {}
+    table = before.get('rows', {}) if how.rows and {k: before.get(k) for k in facts} == facts else {}
     try:
         for name in names:
-            began, (more, which) = time.time(), ROWS[name]
+            more, which = ROWS[name]
             out = str(home/name)
             every = max(1, steps//6)
             run = build(name, *source, 'prepare.fs=100', 'prepare.low=0.5', *more, f"train.train={FOLDS['train']}", f"train.val={FOLDS['val']}", 'train.batch_size=16',
                         f'fit.steps={steps}', f'fit.warmup={min(50, steps//4)}', 'fit.ema=0.99', f'train.every={every}', 'train.log=5', f'train.save={steps}', 'train.patience=0', f'out={out}')
             done = quiet(train, run)
-            trained = time.time() - began
             log = [json.loads(line) for line in Path(out, 'log.jsonl').read_text().splitlines()]
             loss, k = [r['loss'] for r in log if 'loss' in r], max(1, len(log)//10)
-            table[name] = dict(parameters=done['parameters'], steps=done['step'], seconds=round(trained), loss_first=sum(loss[:2])/len(loss[:2]), loss_last=sum(loss[-k:])/len(loss[-k:]),
+            table[name] = dict(parameters=done['parameters'], steps=done['step'], seconds=round(done['seconds']), loss_first=sum(loss[:2])/len(loss[:2]), loss_last=sum(loss[-k:])/len(loss[-k:]),
                                val_best=done['best_val_loss'], val_step=done['best_step'], **judge(name, out, which, times))
             t = table[name]
             g = t['probe']['gain']
-            print(f"{name:20} {t['parameters']:>9,} parameters  {trained:4.0f} s  loss {t['loss_first']:.3f} -> {t['loss_last']:.3f}, validation {t['val_best']:.3f}  "
+            print(f"{name:20} {t['parameters']:>9,} parameters  {done['seconds']:4.0f} s  loss {t['loss_first']:.3f} -> {t['loss_last']:.3f}, validation {t['val_best']:.3f}  "
                   f"linear AUROC {t['probe']['value']:.3f} (random {t['probe']['random']:.3f}, gain {g['value']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}])", flush=True)
+            if not how.quick: file.write_text(json.dumps(facts | {'rows': {n: table[n] for n in ROWS if n in table}}, indent=1) + '\n')
     finally:
         if not how.keep: shutil.rmtree(home)
-    facts = dict(name='zoo', source='ptb_xl' if real else 'sample', steps=steps, folds=FOLDS, quick=how.quick, torch=torch.__version__, rows=table)
-    if not how.quick and not how.rows:
-        (ROOT/'benchmarks'/'zoo.json').write_text(json.dumps(facts, indent=1) + '\n')
-        subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', str(ROOT/'nbs/explanations/measured.ipynb')], check=True)
-        subprocess.run([str(Path(sys.executable).with_name('nbdev-clean')), '--fname', str(ROOT/'nbs/explanations/measured.ipynb')], check=True)
-    print(json.dumps(facts))
+    if not how.quick:
+        page = ROOT/'nbs/explanations/measured.ipynb'
+        subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', str(page)], check=True)
+        subprocess.run([str(Path(sys.executable).with_name('nbdev-clean')), '--fname', str(page)], check=True)
+    print(json.dumps(facts | {'rows': table}))
 
 
 if __name__ == '__main__': main()

@@ -38,12 +38,15 @@ def read_foreign(file, ema=False):
         else: whole = torch.load(file, map_location='cpu', weights_only=True)
     except (SafetensorError, OSError) as err: raise CheckpointError(f'{file}: damaged: {err}') from err
     except Exception as err:
-        said = str(err).splitlines()[0]
+        said = (str(err).splitlines() or [type(err).__name__])[0].partition(' In PyTorch')[0]
         raise CheckpointError(f'{file}: cannot be read as tensors and plain containers, and nothing else in it is run: '
                               f'{said}') from err
     if not isinstance(whole, dict):
         raise CheckpointError(f'{file}: holds a {type(whole).__name__}; wanted a dict of tensors')
     plain = whole.get('model_state_dict', whole)
+    for part in (plain, *([whole['ema_state_dict']] if ema and whole.get('ema_state_dict') else [])):
+        if not isinstance(part, dict) or not all(isinstance(k, str) for k in part):
+            raise CheckpointError(f'{file}: its weights are no dict from names to tensors; wanted a state dict')
     if ema:
         if not isinstance(whole.get('ema_state_dict'), dict):
             raise CheckpointError(f'{file}: holds no averaged weights (ema_state_dict); say ema=false')

@@ -10,7 +10,6 @@ import json
 import sys
 from pathlib import Path
 import torch
-from .arguments import arguments, usage
 from .finetune import Budget
 from .hub import load, write_text
 from .labels import few_labels, parsed_shares
@@ -18,7 +17,7 @@ from .leads import ECGError
 from .probe import probe
 from .records import fold_numbers
 from .registry import options
-from .runs import OTHER_DATA, place, run_for
+from .runs import asked, run_for, trained_on
 from .train import store_of
 from .transformer import want
 
@@ -65,24 +64,24 @@ def add_results(folder, **entries):
 
 def main(args=None):
     "The command `ecgnb evaluate RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or {'-h', '--help'} & set(args):
-        print(usage('ecgnb evaluate RUN_OR_CHECKPOINT key=value ...', Evaluate, *OTHER_DATA))
-        return
-    given, others = arguments(args[1:], Evaluate, ('source', 'prepare'))
-    how = Evaluate(**given)
-    home, best, config = place(args[0])
+    line = asked('evaluate', args, Evaluate)
+    if line is None: return
+    fields, others, home, best, config = line
+    how = Evaluate(**fields)
     run = run_for(best, config, others)
     model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     store, folds = store_of(run), (how.train, how.val, how.test)
     both = dict(times=how.times, seed=how.seed, choose=how.choose)
     result = probe(model, store, *folds, twins=how.twins, **both)
+    told = trained_on(config, store.fold(how.test).frame, run['source'])
+    result.protocol += told
     file = add_results(home, probe=dict(source=run['source'], **result.to_json()))
     print(f'{result}\n')
     if how.shares:
         say = lambda text: print(text, file=sys.stderr)
         few = few_labels(model, store, how.shares, *folds, seeds=how.seeds, tune=how.finetune, budget=how.budget,
                          say=say, **both)
+        few.protocol += told
         add_results(home, labels=dict(source=run['source'], **few.to_json()))
         print(f'{few}\n')
     print(file)

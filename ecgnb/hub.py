@@ -186,11 +186,11 @@ def begin(model, name, parts=('representation', 'encoder')):
     "Load these parts of the checkpoint or run `name` into those of `model`, strictly. CheckpointError where they do not fit."
     folder = weights_of(name)
     config, tensors = read_config(folder), read_tensors(folder)
-    if config.get('contract'): check_contract(contract_of(model) or {}, config['contract'], folder)
     for part in parts:
         if not isinstance(config['model'].get(part), dict): raise CheckpointError(f'{folder}: its model has no {part}')
         mine = {k.removeprefix(f'{part}.'): v for k, v in tensors.items() if k.startswith(f'{part}.')}
         fill(getattr(model, part), mine, f'{folder}, {part}')
+    if config.get('contract'): check_contract(contract_of(model) or {}, config['contract'], folder)   # a table may be part of it
     return model
 
 # %% ../nbs/7_training/hub.ipynb #cd8679ba

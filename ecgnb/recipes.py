@@ -109,6 +109,11 @@ def override(run, text):
     cls = SECTIONS[heads[-1]] if at is run.get(heads[-1]) and heads[-1] in SECTIONS else part_class(at)
     if last not in cls.__dataclass_fields__: raise no_field(cls, last)
     if isinstance(at.get(last), dict): raise PartError(f'{text!r}: {last} is a part; set its fields')
+    kind = cls.__dataclass_fields__[last].type
+    if getattr(kind, '__name__', kind) == 'Any':                # an optional part that the recipe has not: text, head
+        registries['encoder'][value]                            # a name that exists
+        at[last] = {'encoder': value}
+        return
     at[last] = parsed(cls, last, value)
 
 def part_class(config):

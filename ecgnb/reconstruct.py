@@ -9,23 +9,20 @@ __all__ = ['stand_in', 'measurable', 'Filled', 'ready', 'fill_in', 'complete_lea
 # %% ../nbs/8_evaluation/reconstruct.ipynb #3025bc0d
 import inspect
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from .arguments import arguments, usage
 from .baselines import METHODS, fill_line, fit_leads, scaled, smoothed
 from .batch import collate, sample_seeds, to_device, to_mv
 from .hub import check_contract, contract_of, load, write_text
 from .leads import ECGError
 from .loader import loader
 from .plot import overlay_mask, overlay_trace, plot
-from .recipes import section
 from .records import fold_numbers
 from .registry import options
-from .runs import OTHER_DATA, place, run_for
+from .runs import asked, run_for, trained_on
 from .similarity import Reconstruction, curves, ranges, sums, tally
 from .store import atomic
 from .train import store_of
@@ -224,12 +221,9 @@ def numbers(text):
 
 def main(args=None):
     "The command `ecgnb reconstruct RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or {'-h', '--help'} & set(args):
-        print(usage('ecgnb reconstruct RUN_OR_CHECKPOINT key=value ...', How, *OTHER_DATA))
-        return
-    mine, others = arguments(args[1:], How, ('source', 'prepare'))
-    how, (home, best, config) = section(How, **mine), place(args[0])
+    line = asked('reconstruct', args, How)
+    if line is None: return
+    how, others, home, best, config = line
     for fold in (how['fold'], how['train']): fold_numbers(fold)
     shares, known = numbers(how['shares']), how['known']
     want(not (shares and known), f"shares={how['shares']} and known={known} are two questions; ask one at a time")
@@ -246,6 +240,7 @@ def main(args=None):
     else:
         result = reconstruct(model, store, **rest, blind=how['blind'], shares=shares)
         png = figure(model, store[0], how['seed'], how['blind'], shares and sorted(shares)[len(shares)//2]).png()
+    result.protocol += trained_on(config, store.frame, run['source'])
     keys = ('fold', 'seed', 'peak', 'times', *(('known', 'train') if known else ('blind', 'shares')[:1 + bool(shares)]))
     facts = dict(checkpoint=str(best), source=run['source'], windows=len(store),
                  patients=int(store.frame['patient'].nunique()), **{k: how[k] for k in keys})

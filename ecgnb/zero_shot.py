@@ -9,14 +9,12 @@ __all__ = ['PROMPTS', 'KS', 'read_prompts', 'class_vectors', 'ecg_vectors', 'ran
 # %% ../nbs/8_evaluation/zero_shot.ipynb #913a9a42
 import html
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from .arguments import arguments, usage
 from .batch import to_device
 from .evaluate import add_results
 from .hub import check_contract, contract_of, load
@@ -26,7 +24,7 @@ from .metrics import auprc, auroc, countable, interval, resamples
 from .probe import twin
 from .records import fold_numbers
 from .registry import did_you_mean, options
-from .runs import OTHER_DATA, place, run_for
+from .runs import asked, run_for, trained_on
 from .train import store_of
 from .transformer import want
 
@@ -233,15 +231,14 @@ class How:
 
 def main(args=None):
     "The command `ecgnb zero_shot RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or {'-h', '--help'} & set(args):
-        print(usage('ecgnb zero_shot RUN_OR_CHECKPOINT key=value ...', How, *OTHER_DATA))
-        return
-    given, others = arguments(args[1:], How, ('source', 'prepare'))
-    how = How(**given)
-    home, best, config = place(args[0])
+    line = asked('zero_shot', args, How)
+    if line is None: return
+    fields, others, home, best, config = line
+    how = How(**fields)
     run = run_for(best, config, others)
     model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    result = zero_shot(model, store_of(run), how.prompts, how.test, how.twins, how.times, how.seed, how.batch_size)
+    store = store_of(run)
+    result = zero_shot(model, store, how.prompts, how.test, how.twins, how.times, how.seed, how.batch_size)
+    result.protocol += trained_on(config, store.fold(how.test).frame, run['source'])
     file = add_results(home, zero_shot=dict(source=run['source'], **result.to_json()))
     print(f'{result}\n\n{file}')

@@ -118,6 +118,31 @@ def test_encoder_works_on_two_leads(name):
     assert e.features(torch.randn(2, 2, LENGTH)).shape == (2, e.dim)
 
 
+DENOISERS = [n for n in SIGNAL if hasattr(small(encoder[n]), 'denoise')]
+
+@pytest.mark.parametrize('name', DENOISERS)
+def test_denoiser_hears_the_time_and_its_condition_and_no_more(name):
+    "Of the shape of x; changed by t and by `vector`, each sample by its own; not by what was not recorded; what it was not built for is an error."
+    torch.manual_seed(0)
+    e, x, t = small(encoder[name]).eval(), batch_for()['signal'], torch.tensor([.1, .4, .6, .9])
+    for p in e.parameters(): nn.init.normal_(p, std=.1)                # gates that start at zero let nothing through
+    vector = torch.zeros(4, e.dim)
+    with torch.no_grad():
+        y, other = e.denoise(x, t), e.denoise(x, torch.cat([t[:3], t[:1]]))
+        assert y.shape == x.shape and y.isfinite().all()
+        torch.testing.assert_close(y[:3], other[:3], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(y[3], other[3], atol=1e-3), f'{name} does not hear t'
+        vector[1] = 1.
+        told = e.denoise(x, t, vector=vector)
+        torch.testing.assert_close(y[[0, 2, 3]], told[[0, 2, 3]], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(y[1], told[1], atol=1e-3), f'{name} does not hear `vector`'
+        valid = torch.ones_like(x, dtype=torch.bool); valid[:, 4] = False; valid[1, :, 300:] = False
+        y, other = (e.denoise(v, t, valid=valid) for v in (x.masked_fill(~valid, 0), x.masked_fill(~valid, 3)))
+        torch.testing.assert_close(y, other, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError): e.denoise(x, t, known=x, mask=valid)
+    with pytest.raises(ValueError): e.denoise(x, t, context=torch.zeros(4, 3, 8))
+
+
 @pytest.mark.parametrize('o,e', objectives())
 def test_objective_gives_every_parameter_a_gradient(o, e):
     m = make(o, e)

@@ -68,6 +68,8 @@ class Masked(nn.Module):
         want(not getattr(e, 'causal', False), 'masked shuffles the patches, which a causal encoder reads in order; build '
              'it with causal=False')
         want(self.mask in ('patch', 'time', 'lead'), f"mask={self.mask!r}: use 'patch', 'time' or 'lead'")
+        want(e.count > 1 or self.mask == 'lead', f'{type(e).__name__} makes one patch, which must stay, so there is nothing '
+             'to hide; use a smaller patch, or more leads')
         want(self.mask != 'lead' or e.groups > 1, "mask='lead' needs st_vit; for vit1d use over='lead', mask='patch'")
         want(0 < self.ratio < 1, f'ratio={self.ratio}: the share of hidden patches lies between 0 and 1')
         r = self.representation
