@@ -73,7 +73,8 @@ def optimizers(model, name='adamw', lr=3e-4, weight_decay=.01, beta1=.9, beta2=.
     if not hasattr(torch.optim, 'Muon'):
         raise ValueError(f"optim='muon' needs torch 2.9 or newer, this is {torch.__version__}; use 'adamw'")
     if 'hidden' not in what.values():
-        raise ValueError("optim='muon' found no matrix inside an nn.ModuleList of blocks; use 'adamw'")
+        raise ValueError("optim='muon' found no linear layer inside an nn.ModuleList of blocks, such as a convolutional net has "
+                         'none; type fit.optim=adamw fit.lr=1e-3')
     muon = torch.optim.Muon(groups(lr, (weight_decay, ('hidden',))), momentum=momentum)
     rest = groups(lr*adamw_ratio, (weight_decay, ('decay',)), (0., ('plain',)))
     return [muon, torch.optim.AdamW(rest, betas=(beta1, beta2), eps=eps, **fused)]

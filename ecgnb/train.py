@@ -26,6 +26,7 @@ from .batch import to_device
 from .fit import fit
 from .hub import begin, check_contract, contract_of, save, sweep, write_folder, write_text
 from .loader import loader
+from .optim import optimizers
 from .prepare import prepare
 from .recipes import build, complete, contract_of_run, help_of, recipes, said
 from .records import check_split, fold_numbers
@@ -107,6 +108,7 @@ def check_run(run, src, model):
             raise ValueError(f"train.{k}={t[k]}: no recording of {run['source']['source']} is in it; it has folds "
                              f'{sorted(set(folds))} (0 = unknown)')
     check_split(**{f'train.{k}={t[k]}': part for k, part in parts.items()})
+    optimizers(model, run['fit']['optim'])              # a net without what the optimizer is for
     want = contract_of_run(run)
     check_contract(want | {'leads': want['leads'].split(',')}, contract_of(model), 'this run')
     for k, part in parts.items():
@@ -307,7 +309,7 @@ def main(args=None):
     args = sys.argv[1:] if args is None else args
     names = [a for a in args if a not in ('-h', '--help')]
     if not names:
-        rows = '\n'.join(f'  {n:<12}{f.__doc__}' for n, f in recipes.items())
+        rows = '\n'.join(f'  {n:<20}{f.__doc__}' for n, f in recipes.items())
         print(f'ecgnb train RECIPE key=value ...   (ecgnb train RECIPE -h lists its fields)\n\nrecipes:\n{rows}')
         return
     if len(names) < len(args): print(f'ecgnb train {names[0]} key=value ...\n\n{help_of(said(*names))}'); return

@@ -341,6 +341,50 @@ def test_every_model_that_fills(store, x, objective):
     assert torch.equal(ahead(model, w).guess['model'], ahead(model, w | dict(signal=later)).guess['model'])
     figure(model, store[0])
 
+def drawer(flatten='time', **fields):
+    "token_flow, untrained, with the gates of its head open."
+    torch.manual_seed(0)
+    model = from_config(dict(objective='token_flow', representation=dict(representation='symbols', leads=LEADS, fs=100., length=400, levels=8, context=0, flatten=flatten) | fields,
+                             encoder=dict(encoder='decoder', vocab=11, context=1202, dim=16, depth=1, heads=2, dropout=0.), head=dict(encoder='dit', leads=LEADS, length=400, patch=20, dim=16, depth=1, heads=2, cross=16)))
+    for p in model.head.parameters(): nn.init.normal_(p, std=.2)
+    fill, model.asked = model.fill, []
+    def few(batch, known, **how):
+        model.asked.append(how)
+        return fill(batch, known, steps=2, **how)
+    model.fill = few
+    return model.eval()
+
+def test_who_writes_and_draws_is_judged_by_what_it_draws(store, x):
+    "token_flow: another head, another forecast; not the tokens decoded; the past alone is read, gaps and all."
+    model, valid = drawer(), torch.ones_like(x[:2], dtype=torch.bool)
+    valid[0, 0, 50:90] = False; valid[1, 2, 250:] = False
+    w = dict(signal=x[:2], valid=valid, seed=torch.arange(2))
+    a = ahead(model, w)
+    later = x[:2].clone(); later[..., 200:] = 9.; later[0, 0, 50:90] = 9.
+    assert torch.equal(a.guess['model'], ahead(model, w | dict(signal=later)).guess['model'])
+    assert torch.equal(a.x[valid], x[:2][valid]) and torch.equal(a.counted, valid[..., 200:])
+    other = drawer()
+    with torch.no_grad():
+        for p in other.head.parameters(): p.mul_(1.3)
+    assert not torch.allclose(a.guess['model'], ahead(other, w).guess['model'], atol=1e-3)
+    plain = from_config(dict(objective='next_token', representation=dict(representation='symbols', leads=LEADS, fs=100., length=400, levels=8, context=0, flatten='time'),
+                             encoder=dict(encoder='decoder', vocab=11, context=1202, dim=16, depth=1, heads=2, dropout=0.))).eval()
+    plain.encoder.load_state_dict(model.encoder.state_dict())
+    assert not torch.allclose(a.guess['model'], ahead(plain, w).guess['model'], atol=1e-3)
+    r = forecast(model, store.select(range(2)), times=5, samples=2)
+    assert 'in its own range' in r.protocol and 'forecast greedily, in tokens, drawn by its flow head, seed=0, the median of 2 draws;' in r.protocol and r.counts['reached'] == 1
+    assert r.value('crps') < r.value('mae') and 'flow head' not in forecast(plain, store.select(range(1)), times=5).protocol
+    figure(model, store[0])
+
+def test_who_writes_and_draws_is_told_how(store):
+    model, some = drawer(), store.select(range(2))
+    r = forecast(model, some, times=5, temperature=.8, top_k=3, top_p=.9)
+    assert model.asked == [dict(temperature=.8, top_k=3, top_p=.9)] and 'forecast by temperature=0.8, top_k=3, top_p=0.9, in tokens, drawn by its flow head, seed=0;' in r.protocol
+    assert r.value() != forecast(model, some, times=5).value() and r.value() == forecast(model, some, times=5, temperature=.8, top_k=3, top_p=.9).value()
+    with pytest.raises(ECGError, match='train one with model.representation.flatten=time'): forecast(drawer('lead'), some)
+    assert ahead(drawer(block=30), dict(signal=torch.zeros(1, 3, 400))).start == 180                # whole blocks
+    with pytest.raises(ECGError, match='wanted 1 or more'): forecast(model, some, samples=0)
+
 def test_a_whole_lead_is_no_past(store):
     model = from_config(dict(objective='masked', representation=SIGNAL, encoder=dict(encoder='vit1d', over='lead', **TINY | dict(patch=0)), dec_dim=16, dec_depth=1, dec_heads=2))
     with pytest.raises(ECGError, match='no patch of 400 samples that is known in whole'): forecast(model, store)

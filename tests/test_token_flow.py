@@ -111,6 +111,18 @@ def test_fill_reads_only_what_is_known_and_keeps_it():
     torch.testing.assert_close(alone, y[2:3], atol=1e-5, rtol=1e-4)
 
 
+def test_fill_keeps_what_was_recorded_and_draws_the_gaps():
+    m, x = small(), ecgs()
+    known, valid = (torch.arange(60) < 30).expand(4, 2, 60), torch.ones_like(x, dtype=torch.bool)
+    valid[0, 0, 5:15] = False; valid[1, 1] = False
+    b = dict(signal=torch.where(valid, x, 0.), valid=valid, seed=torch.arange(4))
+    y = m.fill(b, known, steps=3)
+    assert torch.equal(y[known & valid], x[known & valid]) and y.isfinite().all()
+    gap = known & ~valid
+    assert (y[gap] != 0).all() and torch.equal(y, m.fill(b | {'signal': torch.where(valid, x, 7.)}, known, steps=3))
+    with pytest.raises(ECGError, match='fills no holes'): m.fill(b, known & valid, steps=3)
+
+
 def test_tokens_of_another_moment_are_told_apart():
     "The head is told where a token stands: the same tokens in another order draw something else, by the lead and by the moment."
     m = small()
