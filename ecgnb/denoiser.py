@@ -218,13 +218,21 @@ class Denoiser(nn.Module):
         back = {k: batch[k] for k in ('shift', 'gain') if k in batch}
         return r(out | {'signal': torch.zeros(B, *r.gives['signal'], device=device)}) | back
 
-    def sample(self, z, x, told, known=None, steps=0, solver='', guidance=1., noise=None):
+    def guided(self, told, guidance):
+        "ECGError where guidance != 1 and nothing of what is `told` could guide."
+        if guidance == 1 or told.keys() & {'vector', 'context'}: return
+        why = 'is told nothing here that could guide it' if self.conditional else 'has no condition to be guided by'
+        way = 'give what is known to fill' if self.conditional else 'train with text or given'
+        want('mask' in told and bool(told['mask'].any()),
+             f'guidance={guidance:g}: {type(self).__name__} {why}; leave it at 1, or {way}')
+
+    def sample(self, z, x, told, known=None, steps=None, solver='', guidance=1., noise=None):
         "Data (B,C,T) from noise, as the representation makes it; x (B,C,T) where `known` (B,C,T)."
         solver = solver or self.solver
         want(solver in self.solvers, f'solver={solver!r}; {did_you_mean(solver, self.solvers)}')
-        want(steps >= 0, f"steps={steps}; wanted 1 or more, or 0 = {solver}'s usual number, {self.solvers[solver]}")
-        want(guidance == 1 or self.conditional, f'guidance={guidance:g}: {type(self).__name__} has no condition to be '
-             'guided by; leave guidance at 1, or train with text or given')
+        if steps is None: steps = self.solvers[solver]
+        want(steps >= 1, f"steps={steps}; wanted 1 or more, or none: {solver}'s usual number is {self.solvers[solver]}")
+        self.guided(told, guidance)
         B, C, T = x.shape
         start = draw(z, C, T, stream=50, gaussian=True) if noise is None else noise(0)
         def net(y, t):
@@ -237,13 +245,13 @@ class Denoiser(nn.Module):
             if noise is not None: return noise(k + 1)
             if 'seed' not in z: return torch.randn_like(start)
             return normal(sample_seeds(k, 0, z['seed'].to(x.device)), C, T, stream=55)
-        return self.solve(net, start, steps or self.solvers[solver], solver, fresh)
+        return self.solve(net, start, steps, solver, fresh)
 
     def clamp(self, y): return y.clamp(self.low, self.high) if self.low < self.high else y
 
-    def generate(self, batch, steps=0, solver='', guidance=1., seed=None, noise=None):
+    def generate(self, batch, steps=None, solver='', guidance=1., seed=None, noise=None):
         """(B,C,T) float32 mV: an ECG for each sample of the batch, from its seed (or `seed`: a number or (B,)), text and
-        given leads. steps 0 = the solver's usual number; guidance 1 = none. For tests: noise(k) (B,C,T), 0 the start."""
+        given leads. steps None = the solver's usual; guidance 1 = none. For tests: noise(k) (B,C,T), 0 the start."""
         with resting(self):
             z = self.prepared(batch, seed)
             x, valid = self.inside(z)
@@ -258,7 +266,7 @@ class Denoiser(nn.Module):
                 known[:, self.lead] = True if z.get('valid') is None else z['valid'][:, self.lead]
             return torch.where(known, to_mv(batch)['signal'].float(), y)
 
-    def fill(self, batch, known, seed=None, steps=0, solver='', guidance=1.):
+    def fill(self, batch, known, seed=None, steps=None, solver='', guidance=1.):
         """(B,C,T) float32 mV: what is `known` (B,C,T) bool as it came, the rest drawn to go with it; nothing else is read.
         A model that is given such things is told them; in any other, each step sets the known part to what it is there."""
         batch = to_mv(batch)
@@ -279,8 +287,6 @@ class Denoiser(nn.Module):
         """Noise is added until the share alpha^2 / (alpha^2 + sigma^2) is signal, and taken off in one step. pred of the
         Out, (B,C,T): mv, noised (mV), mask (bool, True where noised). For tests: noise (B,C,T), t instead of share."""
         want(0 < share < 1, f'share={share}: the share of signal lies between 0 and 1')
-        want(guidance == 1 or self.conditional,
-             f'guidance={guidance:g}: {type(self).__name__} has no condition; leave it at 1')
         want('signal' in batch, "nothing to reconstruct; give batch['signal']")
         with resting(self):
             z = self.prepared(batch, seed)
@@ -291,10 +297,12 @@ class Denoiser(nn.Module):
             a, s = self.factors(t)
             counted = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
             mask = None if self.chosen is None else self.chosen & counted
+            told = self.tell(z, x, mask)
+            self.guided(told, guidance)
             if noise is None: noise = draw(z, C, T, stream=50, gaussian=True)
             noised = a*x + s*noise
             if mask is not None: noised, counted = torch.where(mask, x, noised), counted & ~mask
-            y = self.data(self.network(noised, t, self.tell(z, x, mask), valid, guidance), noised, a, s)
+            y = self.data(self.network(noised, t, told, valid, guidance), noised, a, s)
             y = torch.where(counted, y, x)
             loss = ((y - x).square()*counted).sum()/counted.sum().clamp(min=1)
             whole = counted

@@ -73,7 +73,7 @@ def main(args=None):
     store, folds = store_of(run), (how.train, how.val, how.test)
     both = dict(times=how.times, seed=how.seed, choose=how.choose)
     result = probe(model, store, *folds, twins=how.twins, **both)
-    told = trained_on(config, store.fold(how.test).frame, run['source'])
+    told = trained_on(best, store.fold(how.test).frame, run['source'])
     result.protocol += told
     file = add_results(home, probe=dict(source=run['source'], **result.to_json()))
     print(f'{result}\n')

@@ -272,7 +272,7 @@ def main(args=None):
         store = store.select(np.sort(np.random.default_rng(how['seed']).permutation(len(store))[:how['windows']]))
     share, samples, seed = how['share'], how['samples'], how['seed']
     result = forecast(model, store, share, how['batch_size'], samples, seed, how['times'], progress=True, **draw)
-    result.protocol += trained_on(config, store.frame, run['source'])
+    result.protocol += trained_on(best, store.frame, run['source'])
     png = figure(model, store[0], share, samples, seed, draw).png()
     facts = dict(checkpoint=str(best), source=run['source']) | how | result.to_json()
     out.mkdir(parents=True, exist_ok=True)

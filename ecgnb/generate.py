@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'WAVES', 'SHARES', 'Described', 'spectra', 'describe', 'Space', 'space_of', 'scores', 'part', 'draws',
-           'generated', 'windows', 'baselines', 'fixed', 'transfer', 'Generation', 'generation', 'protocol', 'figure',
-           'How', 'main']
+           'generated', 'windows', 'baselines', 'digest', 'fixed', 'transfer', 'Generation', 'generation', 'protocol',
+           'figure', 'How', 'main']
 
 # %% ../nbs/8_evaluation/generate.ipynb #9c59bb7a
+import hashlib
 import html
 import inspect
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,8 @@ import torch
 from scipy.signal import welch
 from scipy.stats import wasserstein_distance
 from tqdm.auto import tqdm
-from .arguments import arguments, usage
-from .batch import fed, sample_seeds, to_device, to_mv
+from .batch import fed, to_device, to_mv
+from .denoiser import FREE
 from .distances import frechet, halves, mmd, neighbourhood, spread, width
 from .ecg import ECG
 from .evaluate import add_results
@@ -35,9 +35,8 @@ from .paper import Paper
 from .plot import plot
 from .probe import linear
 from .records import check_split, fold_numbers
-from .recipes import section
 from .registry import options
-from .runs import OTHER_DATA, place, run_for
+from .runs import asked, lineage, place, run_for, trained_on
 from .store import atomic
 from .train import store_of
 from .transformer import want
@@ -95,9 +94,8 @@ def space_of(train, k=5):
 def scores(real, made, s):
     "dict metric -> number, of a `Described` set `made` against a `real` one in the `Space` s; NaN where undefined."
     x, y = s(real.features), s(made.features)
-    out = dict(frechet=frechet(x, y), mmd=mmd(x, y, s.width), **neighbourhood(x, y, s.k))
+    t, out = made.table, dict(frechet=frechet(x, y), mmd=mmd(x, y, s.width), **neighbourhood(x, y, s.k))
     out['algebra'] = float(np.nanmedian(made.algebra)) if np.isfinite(made.algebra).any() else np.nan
-    t = made.table
     out['beats'] = float((t['rate'].between(25, 220) & (t['quality'] >= .5)).mean())
     out['spectrum'] = float(10*np.sqrt(np.mean((real.spectrum.mean(0) - made.spectrum.mean(0))**2)))
     for n in WAVES:
@@ -114,8 +112,7 @@ def draws(model):
     name, way = type(model).__name__, getattr(model, 'generate', None)
     want(way and 'steps' in inspect.signature(way).parameters and hasattr(model, 'representation'),
          f'{name} cannot generate ECGs; use an objective that draws signals, such as flow or diffusion')
-    want(contract_of(model) is not None,
-         f'{name} states no contract (leads, fs, length, unit); its representation needs one')
+    want(contract_of(model), f'{name} states no contract (leads, fs, length, unit); its representation needs one')
     return model
 
 def generated(model, store, batch_size=32, seed=0, progress=False, **how):
@@ -131,31 +128,37 @@ def windows(store, batch_size=64):
         yield b['signal'], b.get('valid')
 
 def baselines(store, seed=0):
-    "dict name -> iterable of batches (B,C,T) mV, made from the windows of a store: what no model should be worse than."
-    rng, n = np.random.default_rng(seed), len(store)
-    total, square = 0., 0.
-    for x, _ in windows(store): total, square = total + x.double().sum(0), square + x.double().square().sum((0, 2))
-    mean = total/n
-    sd = (square/(n*store.length) - mean.mean(1)**2).clamp(min=0).sqrt()[:, None]
-    def shuffled():
-        for x, _ in windows(store): yield torch.stack([v.roll(int(rng.integers(1, len(v))), 0) for v in x])
-    def noise():
-        for x, _ in windows(store): yield mean.mean(1, keepdim=True) + sd*torch.from_numpy(rng.standard_normal(x.shape))
+    "dict name -> iterable of batches (B,C,T) mV, from what is recorded in a store's windows: none should be worse."
+    rng, sums = np.random.default_rng(seed), 0.
+    for x, valid in windows(store):
+        v = (torch.ones_like(x) if valid is None else valid).double()
+        sums = sums + torch.stack([v, v*x, v*x*x]).sum(1)                   # number, sum, sum of squares: (3,C,T)
+    n, total, square = sums.sum(2, keepdim=True)
+    mean, level = sums[1]/sums[0].clamp(min=1), total/n.clamp(min=1)
+    sd = (square/n.clamp(min=1) - level**2).clamp(min=0).sqrt()
+    shuffled = (torch.stack([v.roll(int(rng.integers(1, len(v))), 0) for v in x]) for x, _ in windows(store))
+    noise = (level + sd*torch.from_numpy(rng.standard_normal(x.shape)) for x, _ in windows(store))
     same = (mean.expand(len(x), -1, -1) for x, _ in windows(store))
-    return ({'leads shuffled': shuffled()} if len(store.leads) > 1 else {}) | {'noise': noise(), 'mean ECG': same}
+    return ({'leads shuffled': shuffled} if len(store.leads) > 1 else {}) | {'noise': noise, 'mean ECG': same}
+
+def digest(encoder):
+    "SHA-256 (hex) over the tensors of an encoder."
+    bits = lambda v: v.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(b''.join(map(bits, encoder.state_dict().values()))).hexdigest()
 
 def fixed(extractor, model):
     "(name, x (B,C,T) mV -> (B,F)) of a checkpoint, '' = handcrafted. ECGError where it is the judged model itself."
     if not extractor: return NAME, None
-    judge = load(place(extractor)[1], verbose=False)
+    home, best, _ = place(extractor)
+    judge = load(best, verbose=False)
+    mark, who = digest(judge.encoder), f'{type(judge).__name__}({type(judge.encoder).__name__})'
     check_contract(contract_of(model), contract_of(judge), f'extractor={extractor}')
-    mine, theirs = model.encoder.state_dict(), judge.encoder.state_dict()
-    same = mine.keys() == theirs.keys() and all(torch.equal(v.cpu(), theirs[k]) for k, v in mine.items())
-    want(not same, f'extractor={extractor} holds the encoder that is judged; wanted another one, or none')
+    want(mark != digest(model.encoder),
+         f'extractor={extractor} holds the encoder that is judged; wanted another one, or none')
     @torch.no_grad()
     def features(x):
         return judge.encoder.features(*fed(judge.encoder, judge.representation({'signal': x}))).float().numpy()
-    return f'{type(judge).__name__}({type(judge.encoder).__name__}) in {Path(extractor).name}', features
+    return f'{who} in {home.resolve().name} ({mark[:8]})', features
 
 # %% ../nbs/8_evaluation/generate.ipynb #a0fee2c3
 def transfer(sets, y, test, labels, patients, times=1000, seed=0):
@@ -168,8 +171,7 @@ def transfer(sets, y, test, labels, patients, times=1000, seed=0):
         s = space_of(f)
         mine = np.random.default_rng(seed).permutation(y[:, use]) if name == 'labels shuffled' else y[:, use]
         score = linear(s(f), mine, .01)(s(test))
-        whole = np.concatenate([np.ones((1, len(test))), w])
-        known = ~np.isnan(labels[:, use].T)
+        whole, known = np.concatenate([np.ones((1, len(test))), w]), ~np.isnan(labels[:, use].T)
         each = [auroc(score[m, k], labels[m][:, use][:, k], whole[:, m]) for k, m in enumerate(known)]
         out[name] = interval(np.mean(each, 0))
     return out
@@ -183,8 +185,7 @@ class Generation:
 
     def value(self, metric, method='model', column='value'):
         "One number of the frame."
-        f = self.frame
-        return float(f[(f['method'] == method) & (f['metric'] == metric)][column].iloc[0])
+        return float(self.frame.query('method == @method and metric == @metric')[column].iloc[0])
 
     @property
     def overall(self):
@@ -205,26 +206,28 @@ class Generation:
         rows = json.loads(self.frame.to_json(orient='records', double_precision=12))
         return dict(protocol=self.protocol, units=UNITS | dict(tstr='AUROC'), rows=rows)
 
-def generation(model, test, train, steps=0, solver='', guidance=1., extractor='', k=5, batch_size=32, times=100, seed=0,
-               progress=False):
+def generation(model, test, train, steps=None, solver='', guidance=1., extractor='', k=5, batch_size=32, times=100,
+               seed=0, progress=False):
     """Judge what `model` draws for every window of the view `test`, beside windows of the view `train` -> Generation.
     ECGError: a model that cannot, patients in both, too few windows; CheckpointError: other data than the model's."""
     for v in (test, train): check_contract(v.contract, contract_of(draws(model)), 'the model')
     check_split(train.frame, test.frame)
-    n = min(len(test), len(train))
-    want(n//2 > k + 1, f'{len(test)} windows to test and {len(train)} of other patients; {k} neighbours in each half '
-         f'need {2*k + 4} or more of both: take other folds, or fewer neighbours')
+    few, n = [v.frame['patient'].nunique() for v in (test, train)], min(len(test), len(train))
+    way = f'(neighbours={k}): take other folds, or fewer neighbours, such as fold=9-10 neighbours=2'
+    want(min(few) >= 4 and n//2 > k + 1, f'{len(test)} windows of {few[0]} patients to test, {len(train)} of {few[1]} '
+         f'others; wanted {2*k + 4} windows of 4 patients or more in both {way}')
     floor = train.select(np.sort(np.random.default_rng([seed, 1]).permutation(len(train))[:n]))
+    who, others = test.frame['patient'].to_numpy(str), floor.frame['patient'].to_numpy(str)
+    cut, cut_floor = halves(who, times, seed), halves(others, times, seed + 1)
+    least = min(int(c.sum(1).min()) for c in (cut, cut_floor))
+    want(least > k, f'a half of the patients has {least} windows; wanted {k + 1} or more {way}')
     name, features = fixed(extractor, model)
     about = lambda batches: describe(batches, test.fs, test.leads, features)
     how = dict(steps=steps, solver=solver, guidance=guidance)
     real = about(windows(test))
     sets = {'model': about(generated(model, test, batch_size, seed, progress, **how)), 'real': about(windows(floor))}
     sets |= {m: about(b) for m, b in baselines(floor, seed).items()}
-    s = space_of(sets['real'].features, k)
-    who, others = test.frame['patient'].to_numpy(str), floor.frame['patient'].to_numpy(str)
-    cut, cut_floor = halves(who, times, seed), halves(others, times, seed + 1)
-    rows = []
+    s, rows = space_of(sets['real'].features, k), []
     for method, made in sets.items():
         whole = scores(real, made, s)
         parts = [scores(part(real, a), part(made, a if method == 'model' else b), s) for a, b in zip(cut, cut_floor)]
@@ -232,45 +235,44 @@ def generation(model, test, train, steps=0, solver='', guidance=1., extractor=''
             three = spread(whole[metric], np.array([v[metric] for v in parts]))
             three = np.clip(three, -np.inf if metric == 'mmd' else 0., 1. if metric in SHARES else np.inf)
             rows.append(dict(method=method, metric=metric, unit=unit) | dict(zip(('value', 'low', 'high'), three)))
-    said = ('AUROC of training on generated ECGs (tstr): not defined, the model draws without a report, so that its '
-            'ECGs have no labels')
+    said = 'not defined, the model draws without a report, so that its ECGs have no labels'
     if getattr(model, 'text', None) is not None:
         drawn = about(generated(model, floor, batch_size, seed + 1, progress, **how)).features
         learn = {'model': drawn, 'real': sets['real'].features, 'labels shuffled': sets['real'].features}
         y, labels = (np.asarray(v.labels, np.float64) for v in (floor, test))
         got = transfer(learn, y, real.features, labels, who, seed=seed)
-        said = 'tstr: not defined, no class is on both sides in both folds'
+        said = 'not defined, no class is on both sides in both folds'
         if got:
-            said = (f'tstr: macro AUROC on the real test windows of a classifier trained on {n} ECGs drawn by the '
-                    'reports of training windows, beside those windows themselves and them with shuffled labels, '
-                    'intervals by bootstrap over patients')
+            said = (f'macro AUROC on the real test windows of a classifier trained on {n} ECGs drawn by the reports of '
+                    'training windows, beside those windows themselves and them with shuffled labels, intervals by '
+                    'bootstrap over patients')
             rows += [dict(method=m, metric='tstr', unit='', value=v[0], low=v[1], high=v[2]) for m, v in got.items()]
     return Generation(pd.DataFrame(rows), protocol(model, test, floor, name, how, k, times, seed, said))
 
 def protocol(model, test, floor, name, how, k, times, seed, said):
     "The sentence that goes with the numbers."
     who = type(model).__name__ + (f'({type(model.encoder).__name__})' if hasattr(model, 'encoder') else '')
-    told = ['report']*(getattr(model, 'text', None) is not None) + ['given leads']*bool(getattr(model, 'given', ''))
+    told = ['report']*(getattr(model, 'text', None) is not None)
+    if getattr(model, 'given', '') not in ('', *FREE): told.append('given leads')
     if getattr(model.representation, 'norm', 'none') not in ('none', 'fixed'): told.append('level and scale')
     solver = how['solver'] or getattr(model, 'solver', '')
     steps = how['steps'] or getattr(model, 'solvers', {}).get(solver, 'its usual number of')
+    drew, near = f'{solver} {steps} step{"s"*(steps != 1)}'.strip(), f'{k} neighbour{"s"*(k != 1)}'
     count = lambda v: f"{len(v)} windows of {v.frame['patient'].nunique()} patients"
     return (f"{who} drew one ECG for each of {count(test)} ({test.length/test.fs:g} s at {test.fs:g} Hz), told "
-            f"{' and '.join(told) or 'nothing'} of it, {solver} {steps} steps, guidance {how['guidance']:g}, seed "
-            f"{seed}. real: {count(floor)}, none of them in the test; leads shuffled, noise (each lead's mean and "
-            f'deviation) and mean ECG are made from these. Features: {name}, standardised by them, cut at 10; '
-            f'Fréchet distance with Ledoit-Wolf covariances; MMD unbiased, Gaussian kernel of their median distance; '
-            f'{k} neighbours. rate, pr, qrs, qt: Wasserstein-1 distance; found: share of the ECGs in which it could be '
-            f'measured. {said}. Intervals: 95 %, by {times} random halves of the patients.')
+            f"{' and '.join(told) or 'nothing'} of it, {drew}, guidance {how['guidance']:g}, seed {seed}. real: "
+            f"{count(floor)}, none of them in the test; leads shuffled, noise (each lead's mean and deviation) and "
+            f"mean ECG are made from these. Features: {name}, standardised by them, cut at 10; Fréchet distance with "
+            f"Ledoit-Wolf covariances; MMD unbiased, Gaussian kernel of their median distance; {near}. rate, pr, qrs, "
+            f"qt: Wasserstein-1 distance; found: share of ECGs in which it could be measured. tstr (train on "
+            f"synthetic, test on real): {said}. 95 % intervals by {times} random halves of the patients.")
 
 # %% ../nbs/8_evaluation/generate.ipynb #a06ac4be
-def figure(model, test, n=4, seed=0, seconds=5., batch_size=32, **how):
-    "`n` generated ECGs beside the real ones of the first windows of a store, on paper: a matplotlib Figure."
-    n = min(n, len(test))
-    some = test.select(np.arange(n))
+def figure(model, test, n=4, seed=0, seconds=5., batch_size=32, title='generated', **how):
+    "`n` generated ECGs, under `title`, beside the real ones of the first windows of a store: a matplotlib Figure."
+    some = test.select(np.arange(min(n, len(test))))
     made = torch.cat([x.cpu() for x in generated(draws(model), some, batch_size, seed, **how)]).numpy()
-    drawn = [(ECG(x, test.fs, test.leads), 'generated') for x in made]
-    pairs = list(zip(drawn, [(e, f"real · {e.meta['record']}") for e in some]))
+    pairs = [((ECG(x, e.fs, e.leads), title), (e, f"real · {e.meta['record']}")) for x, e in zip(made, some)]
     how = dict(seconds=min(seconds, test.length/test.fs))
     size = np.array([[plot(e, title=title, **how).get_size_inches() for e, title in row] for row in pairs])    # (n,2,2)
     wide, high = size[..., 0].max(), size[..., 1].max(1)
@@ -290,7 +292,7 @@ class How:
     train: str = 'train'       # fold of the real ECGs beside it
     out: str = ''              # folder for results.json and generate.png, '' = that of the run or checkpoint
     windows: int = 0           # windows to draw for, picked from the fold by the seed, 0 = all
-    steps: int = 0             # steps of the solver, 0 = its usual number
+    steps: int = -1            # steps of the solver, -1 = the solver's usual number
     solver: str = ''           # how the model draws, '' = its own
     guidance: float = 1.       # how much of the condition, 1 = as trained
     extractor: str = ''        # run or checkpoint whose features are compared, '' = the handcrafted ones
@@ -300,28 +302,29 @@ class How:
     times: int = 100           # halves of the patients
     device: str = ''           # cpu or cuda, '' = cuda where there is one
     def __post_init__(self):
-        for name, low in (('times', 2), ('neighbours', 1), ('windows', 0), ('steps', 0)):
+        for name, low in (('times', 2), ('neighbours', 1), ('windows', 0)):
             want(getattr(self, name) >= low, f'{name}={getattr(self, name)}; wanted {low} or more')
+        want(self.steps > 0 or self.steps == -1, f'steps={self.steps}; wanted 1 or more, or -1 = the usual number')
 
 def main(args=None):
     "The command `ecgnb generate RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or {'-h', '--help'} & set(args):
-        print(usage('ecgnb generate RUN_OR_CHECKPOINT key=value ...', How, *OTHER_DATA))
-        return
-    mine, others = arguments(args[1:], How, ('source', 'prepare'))
-    how, (home, best, config) = section(How, **mine), place(args[0])
+    if (line := asked('generate', args, How)) is None: return
+    how, others, home, best, config = line
     for name in ('fold', 'train'): fold_numbers(how[name])
     run, out = run_for(best, config, others), Path(how['out'] or home)
+    mine, theirs = lineage(best), lineage(how['extractor'] or best)
+    want(mine[0] not in theirs[1:] and theirs[0] not in mine[1:], f"extractor={how['extractor']}, {best}: one started "
+         'from the other; wanted an extractor of another origin, or none')
     model = draws(load(best, device=how['device'] or ('cuda' if torch.cuda.is_available() else 'cpu')))
     want(out.is_dir() or not out.exists(), f'out={out} is a file; wanted a folder')
     store = store_of(run)
     test = store.fold(how['fold'])
     if 0 < how['windows'] < len(test):
         test = test.select(np.sort(np.random.default_rng(how['seed']).permutation(len(test))[:how['windows']]))
-    draw = {k: how[k] for k in ('steps', 'solver', 'guidance', 'batch_size', 'seed')}
+    draw = {k: how[k] for k in ('solver', 'guidance', 'batch_size', 'seed')} | {'steps': max(how['steps'], 0) or None}
     result = generation(model, test, store.fold(how['train']), **draw, extractor=how['extractor'], k=how['neighbours'],
                         times=how['times'], progress=True)
+    result.protocol += trained_on(best, test.frame, run['source'])
     png = figure(model, test, **draw).png()
     out.mkdir(parents=True, exist_ok=True)
     file = add_results(out, generate=dict(checkpoint=str(best), source=run['source']) | how | result.to_json())

@@ -240,7 +240,7 @@ def main(args=None):
     else:
         result = reconstruct(model, store, **rest, blind=how['blind'], shares=shares)
         png = figure(model, store[0], how['seed'], how['blind'], shares and sorted(shares)[len(shares)//2]).png()
-    result.protocol += trained_on(config, store.frame, run['source'])
+    result.protocol += trained_on(best, store.frame, run['source'])
     keys = ('fold', 'seed', 'peak', 'times', *(('known', 'train') if known else ('blind', 'shares')[:1 + bool(shares)]))
     facts = dict(checkpoint=str(best), source=run['source'], windows=len(store),
                  patients=int(store.frame['patient'].nunique()), **{k: how[k] for k in keys})

@@ -239,6 +239,6 @@ def main(args=None):
     model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     store = store_of(run)
     result = zero_shot(model, store, how.prompts, how.test, how.twins, how.times, how.seed, how.batch_size)
-    result.protocol += trained_on(config, store.fold(how.test).frame, run['source'])
+    result.protocol += trained_on(best, store.fold(how.test).frame, run['source'])
     file = add_results(home, zero_shot=dict(source=run['source'], **result.to_json()))
     print(f'{result}\n\n{file}')

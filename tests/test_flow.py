@@ -196,6 +196,27 @@ def test_conditions_are_left_out_by_chance_in_training_alone(cls):
 
 @pytest.mark.parametrize('cls', BOTH)
 @pytest.mark.parametrize('given', FREE)
+def test_guidance_is_refused_where_nothing_is_told(cls, given):
+    m, b = model(cls, given=given), batch()
+    for f in (lambda: m.generate(b, guidance=2.), lambda: m.reconstruct(b, guidance=2.), lambda: m.fill(b, some('holes') & False, steps=1, guidance=2.)):
+        with pytest.raises(ValueError, match='guidance=2: .* is told nothing here that could guide it; leave it at 1'): f()
+    known = some('leads' if given == 'leads' else 'past')
+    y, z = m.fill(b, known, steps=2), m.fill(b, known, steps=2, guidance=3.)
+    assert torch.equal(y[known], z[known]) and not torch.allclose(y, z, atol=1e-3)
+    both = model(cls, given=given, text=Words())
+    said = b | {'text': ['one', 'two', 'three']}
+    assert not torch.allclose(both.generate(said, steps=2), both.generate(said, steps=2, guidance=3.), atol=1e-3)
+    assert not torch.allclose(both.reconstruct(said).pred['mv'], both.reconstruct(said, guidance=3.).pred['mv'], atol=1e-3)
+
+
+@pytest.mark.parametrize('cls', BOTH)
+def test_no_number_of_steps_is_the_solvers_usual_one(cls):
+    m, b = model(cls), batch(1)
+    assert torch.equal(m.generate(b), m.generate(b, steps=m.solvers[m.solver]))
+
+
+@pytest.mark.parametrize('cls', BOTH)
+@pytest.mark.parametrize('given', FREE)
 def test_loss_counts_what_is_recorded_and_not_given(cls, given):
     m, b = model(cls, given=given), batch()
     valid = torch.ones(B, 4, T, dtype=torch.bool); valid[1, :, 60:] = False; valid[2, 3] = False
@@ -305,7 +326,7 @@ def test_bad_input_is_refused(cls):
         "leave it at 1": lambda: m.reconstruct(b, guidance=2.),
         "give batch\\['text'\\]": lambda: said.generate(b),
         "has 1 reports for 3": lambda: said.generate(b | {'text': ['a']}),
-        "steps=-1": lambda: m.generate(b, steps=-1),
+        "steps=-1": lambda: m.generate(b, steps=-1), "steps=0; wanted 1 or more": lambda: m.generate(b, steps=0), "steps=0;": lambda: m.fill(b, some(), steps=0),
         "did you mean|there is": lambda: m.generate(b, solver='rk4'),
         "2 seeds for 3": lambda: m.generate(b, seed=torch.arange(2)),
         "an empty batch": lambda: m.generate({}),

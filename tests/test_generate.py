@@ -10,7 +10,7 @@ from torch import nn
 from ecgnb.batch import sample_seeds
 from ecgnb.command import main as command
 from ecgnb.distances import between, frechet, halves, mmd, moments, neighbourhood, radii, spread, width
-from ecgnb.generate import UNITS, baselines, describe, figure, fixed, generation, main, scores, space_of, spectra, transfer
+from ecgnb.generate import UNITS, baselines, describe, digest, figure, fixed, generation, lineage, main, protocol, scores, space_of, spectra, transfer
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import STANDARD, ECGError
 from ecgnb.objectives.flow import Flow
@@ -117,7 +117,7 @@ class Hands(nn.Module):
         super().__init__()
         self.rule, self.representation, self.seen = rule, SimpleNamespace(contract=CONTRACT, norm='fixed'), []
         for k, v in more.items(): setattr(self, k, v)
-    def generate(self, batch, steps=0, solver='', guidance=1., seed=None):
+    def generate(self, batch, steps=None, solver='', guidance=1., seed=None):
         self.seen.append((steps, solver, guidance, batch['seed'].tolist()))
         return self.rule(batch)
 
@@ -189,6 +189,18 @@ def test_baselines(store):
     assert np.allclose(made['mean ECG'], x.mean(0), atol=1e-5) and np.allclose(made['noise'].std((0, 2)), x.std((0, 2)), rtol=.05)
     assert all(np.allclose(np.sort(a, 0), np.sort(b, 0)) and not np.allclose(a, b) for a, b in zip(made['leads shuffled'][:9], x[:9]))
 
+def test_baselines_leave_out_what_was_not_recorded(monkeypatch):
+    "Lead II is recorded in half of each window, and over 0 to 50 samples in every second one only."
+    x = torch.from_numpy(rng(0).normal(2, .5, (40, 2, 100))).float()
+    valid = torch.ones_like(x, dtype=torch.bool); valid[:, 1, 50:] = False; valid[::2, 0, :50] = False
+    monkeypatch.setattr('ecgnb.generate.windows', lambda store: iter([(x.where(valid, 0.), valid)]))
+    got = {k: torch.cat(list(b)) for k, b in baselines(SimpleNamespace(leads=('I', 'II'))).items()}
+    monkeypatch.setattr('ecgnb.generate.windows', lambda store: iter([(x.where(valid, 99.), valid)]))
+    again = {k: torch.cat(list(b)) for k, b in baselines(SimpleNamespace(leads=('I', 'II'))).items()}
+    for k in ('noise', 'mean ECG'): assert torch.equal(got[k], again[k]), k
+    assert torch.allclose(got['mean ECG'][0, 0, :50], x[1::2, 0, :50].mean(0).double()) and torch.allclose(got['mean ECG'][0, 1, :50], x[:, 1, :50].mean(0).double())
+    assert np.allclose(got['noise'].mean((0, 2)), 2, atol=.05) and np.allclose(got['noise'].std((0, 2)), .5, atol=.03)
+
 # ---- errors, extractor, figure, command --------------------------------------------------------------------------------
 
 def flow(seed=0, leads=LEADS, **more):
@@ -202,7 +214,7 @@ def test_errors(store):
     tokens = Hands(None); tokens.generate = lambda prompts, most: None                                       # next_token's, which goes on with a text
     with pytest.raises(ECGError, match='Hands cannot generate ECGs'): generation(tokens, test, rest)
     with pytest.raises(ECGError, match='is in two parts'): generation(Hands(None), test, store)
-    with pytest.raises(ECGError, match='5 neighbours in each half need 14 or more'): generation(Hands(None), test.select(np.arange(12)), rest)
+    with pytest.raises(ECGError, match=r'wanted 14 windows of 4 patients or more in both \(neighbours=5\): .* such as fold=9-10 neighbours=2'): generation(Hands(None), test.select(np.arange(12)), rest)
     with pytest.raises(ECGError, match='not finite'): generation(Hands(lambda b: b['signal']*np.nan), test, rest)
     other = Hands(None); other.representation = SimpleNamespace(contract=CONTRACT | {'fs': 250.})
     with pytest.raises(CheckpointError, match='the data have 100.0, the model reads 250.0'): generation(other, test, rest)
@@ -216,9 +228,29 @@ def test_extractor_is_another_model(store, tmp_path):
     with pytest.raises(CheckpointError, match='leads'): fixed(str(tmp_path/'two'), a)
     name, f = fixed(str(tmp_path/'b'), a)
     x = torch.randn(3, 4, 400)
-    assert name == 'Flow(Dit) in b' and np.allclose(f(x), b.eval().encoder.features(x/.25).detach(), atol=1e-5)
+    assert name == f'Flow(Dit) in b ({digest(b.encoder)[:8]})' and digest(a.encoder) != digest(b.encoder) == digest(flow(1).encoder) and np.allclose(f(x), b.eval().encoder.features(x/.25).detach(), atol=1e-5)
     r = generation(a, store.fold('7-10'), store.fold('1-6'), steps=2, extractor=str(tmp_path/'b'), times=3)
-    assert 'Features: Flow(Dit) in b' in r.protocol and np.isfinite(r.value('frechet'))
+    assert f'Features: Flow(Dit) in b ({digest(b.encoder)[:8]})' in r.protocol and np.isfinite(r.value('frechet'))
+
+def test_protocol_says_what_is_told(store):
+    test, rest = store.fold('7-10'), store.fold('1-6')
+    said = lambda **more: protocol(Hands(None, **more), test, rest, 'f', dict(steps=None, solver='', guidance=1.), 1, 2, 0, 'no')
+    for given in ('', 'past', 'leads', 'any'): assert 'told nothing of it, its usual number of steps' in said(given=given), given
+    assert 'told given leads of it' in said(given='II') and '; 1 neighbour.' in said() and '  ' not in said()
+
+def test_too_few_patients_end_before_anything_is_drawn(store):
+    test, rest = store.fold('7-10'), store.fold('1-6')
+    three = np.flatnonzero(test.frame['patient'].isin(test.frame['patient'].unique()[:3]))
+    with pytest.raises(ECGError, match=r'windows of 3 patients to test, .* wanted 6 windows of 4 patients or more in both .* such as fold=9-10 neighbours=2'): generation(m := Hands(None), test.select(three), rest, k=1)
+    count = test.frame['patient'].map(test.frame['patient'].value_counts())
+    uneven = test.select(np.flatnonzero(test.frame['patient'].isin(test.frame['patient'][count.sort_values().index].unique()[-9:])))
+    with pytest.raises(ECGError, match='a half of the patients has'): generation(m, uneven, rest, k=len(uneven)//2 - 2)
+    assert not m.seen
+
+def test_lineage(tmp_path):
+    for name, start in (('a', ''), ('b', 'a'), ('c', 'b')): save(flow(), tmp_path/name, run=dict(train=dict(start=start and str(tmp_path/start))))
+    names = lambda n: [f.name for f in lineage(tmp_path/n)]
+    assert names('a') == ['a'] and names('b') == ['b', 'a'] and names('c') == ['c', 'b', 'a'] and names('none') == ['none']
 
 def test_draws_repeat(store):
     test, rest = store.fold('7-10').select(np.arange(16)), store.fold('1-6')
@@ -227,6 +259,8 @@ def test_draws_repeat(store):
 
 def test_figure(store):
     fig = figure(flow().eval(), store, n=2, steps=2, seconds=3.)
+    texts = lambda fig: {t.get_text() for a in fig.axes for t in a.texts} | {a.get_title() for a in fig.axes}
+    assert any('generated' in t for t in texts(fig)) and any('stand-in' in t for t in texts(figure(flow().eval(), store, n=1, steps=1, seconds=3., title='stand-in')))
     assert len(fig.axes) == 4 and fig.png()[:4] == b'\x89PNG'
 
 SMALL = ('source.n=120', 'source.seconds=4', 'prepare.stride=4', 'model.encoder.dim=16', 'model.encoder.depth=1', 'model.encoder.heads=2', 'fit.steps=30', 'fit.warmup=0',
@@ -247,6 +281,11 @@ def test_command(tmp_path, cache, capsys):
     assert 'euler 2 steps' in json.loads((tmp_path/'more/results.json').read_text())['generate']['protocol']
     assert command(['generate', str(run), *args, 'guidance=2']) == 2 and 'no condition to be guided by' in capsys.readouterr().err
     assert command(['generate', str(run), *args, f'extractor={run}']) == 2 and 'holds the encoder that is judged' in capsys.readouterr().err
+    assert command(['generate', str(run), *args, 'steps=0']) == 2 and "steps=0; wanted 1 or more, or -1 = the usual number" in capsys.readouterr().err
+    later = json.loads((run/'best/config.json').read_text()); later['run']['train']['start'] = str(run)
+    save(flow(1), tmp_path/'later', run=later['run'])
+    for judged, judge in ((run, tmp_path/'later'), (tmp_path/'later', run)):
+        assert command(['generate', str(judged), *args, f'extractor={judge}', f'out={tmp_path/"none"}']) == 2 and 'one started from the other' in capsys.readouterr().err
 
 def test_command_errors(tmp_path, capsys):
     for args, said in ((['generate', str(tmp_path/'no')], 'no such folder'), (['generate', str(tmp_path), 'flod=val'], "did you mean 'fold'"),

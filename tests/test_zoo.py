@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecgnb import convert, runs
-from ecgnb.hub import CheckpointError, load, read_config
+from ecgnb.hub import CheckpointError, load
 from ecgnb.recipes import build, recipes
 from ecgnb.registry import PartError, from_config
 from ecgnb.train import store_of, train
@@ -99,11 +99,11 @@ def test_patients_that_trained_a_model_are_named(tmp_path):
     run = run_of('finetune', tmp_path/'b', f"train.start={tmp_path/'a'}", 'train.train=8', 'train.val=9')
     train(run, quiet=True)
     for folder, known in (('a', '1-7'), ('b', '1-7'), ('b', '8')):      # its own, and those of the run it started from
-        config, store = read_config(tmp_path/folder/'best'), store_of(run)
+        best, store = tmp_path/folder/'best', store_of(run)
         n = store.fold(known).frame['patient'].nunique()
-        assert f'trained on {n} of these patients' in runs.trained_on(config, store.fold(known).frame, run['source'])
-        assert runs.trained_on(config, store.fold('10').frame, run['source']) == ''
-    assert runs.trained_on(read_config(tmp_path/'a'/'best'), store_of(run).fold('1-7').frame, {'source': 'ptb_xl'}) == ''
+        assert f'trained on {n} of these patients' in runs.trained_on(best, store.fold(known).frame, run['source'])
+        assert runs.trained_on(best, store.fold('10').frame, run['source']) == ''
+    assert runs.trained_on(tmp_path/'a'/'best', store_of(run).fold('1-7').frame, {'source': 'ptb_xl'}) == ''
 
 
 class Evil:
