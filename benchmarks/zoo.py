@@ -52,6 +52,7 @@ ROWS = {
     'xresnet1d': (['model.encoder.size=18', 'model.encoder.dim=64', *PLAIN], ()),
     's4': (['model.encoder.dim=64', 'model.encoder.depth=3', 'model.encoder.dropout=0.1', 'model.encoder.patch=5', *PLAIN], ()),
 }
+FEW = ('st_mem',)         # with few labels and fine-tuned as well, which takes minutes a row
 FOLDS = dict(train='1-7', val='8', test='9,10')
 
 
@@ -74,10 +75,14 @@ def judge(name, out, which, times):
     "dict of figures of a trained run, each dict(value, low, high), from the files that the commands write."
     test, found = FOLDS['test'], {}
     def ask(module, *args): return quiet(module.main, [out, *args, f'times={times}'])
-    ask(evaluate, f"train={FOLDS['train']}", f"val={FOLDS['val']}", f'test={test}')
+    few = ['shares=0.01,0.1,1', 'finetune=true', 'steps=100'] if name in FEW else []
+    ask(evaluate, f"train={FOLDS['train']}", f"val={FOLDS['val']}", f'test={test}', *few)
     results = json.loads(Path(out, 'results.json').read_text())
     row = pick(results['probe']['rows'], reader='linear', metric='auroc', **{'class': 'macro'})
     found['probe'] = cell(row, 'model', 'low', 'high') | dict(random=row['random'], gain=cell(row, 'gain', 'gain_low', 'gain_high'))
+    if few:
+        rows = [r for r in results['labels']['rows'] if r['class'] == 'macro' and r['metric'] == 'auroc']
+        found['few'] = [{k: r[k] for k in ('row', 'share', 'patients', 'value', 'low', 'high')} for r in rows]
     if 'reconstruct' in which:
         ask(reconstruct, f'fold={test}', *(['shares=0.5'] if name != 'dit_lead' else []))
         rows = [r for r in json.loads(Path(out, 'reconstruct.json').read_text())['rows'] if r['lead'] == 'all']
