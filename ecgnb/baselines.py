@@ -7,7 +7,6 @@ __all__ = ['METHODS', 'LIMB', 'fill_mean', 'fill_line', 'scaled', 'smoothed', 'L
 
 # %% ../nbs/8_evaluation/baselines.ipynb #df813abb
 from typing import NamedTuple
-import numpy as np
 import torch
 from scipy.signal import savgol_coeffs
 from torch.nn import functional as F

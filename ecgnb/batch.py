@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'Batch', 'Out', 'to_mv', 'to_device', 'collate', 'mix', 'sample_seeds', 'bits', 'uniform', 'normal',
-           'drawn', 'draw', 'fed', 'known_only']
+           'drawn', 'draw', 'fed', 'world', 'mean_of', 'known_only']
 
 # %% ../nbs/0_base/batch.ipynb #bbbfa577
 import math
 from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
+from torch import distributed as dist
 from .leads import ECGError
 
 # %% ../nbs/0_base/batch.ipynb #173caeee
@@ -32,6 +33,9 @@ class Batch(TypedDict, total=False):
     range: torch.Tensor             # (B,1,2) or (B,C,2) float32 mV, what the lowest and highest symbol stand for
     truncated: torch.Tensor         # (B,) bool, True where tokens were left out
     image: torch.Tensor             # (B,3,H,W) float32
+    image_of: str                   # mark of the representation that drew it
+    talks: list                     # B conversations; `signal` then holds the E ECGs they ask about, one after the other
+    places: torch.Tensor            # (B,L) int64, -1 = text, else which of the batch's ECG tokens stands there
     input_ids: torch.Tensor         # (B,L) int64, as in transformers
     attention_mask: torch.Tensor    # (B,L) int64, as in transformers
     labels: torch.Tensor            # (B,L) int64, as in transformers, -100 = not counted
@@ -124,6 +128,21 @@ def fed(encoder, batch):
     "(what `encoder` takes out of a batch that its representation made; which of it is valid, or None)."
     what = next(iter(encoder.takes))
     return batch[what], batch.get('valid' if what == 'signal' else f'{what}_valid')
+
+# %% ../nbs/0_base/batch.ipynb #e07a1201
+def world():
+    "Number of processes that train together; 1 without torch.distributed."
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+def mean_of(total, count, training=True):
+    """total (0-d), a sum over `count` (number, or 0-d tensor) tokens of this rank -> its mean; in training what, averaged
+    over ranks, is the mean over the tokens of all of them, and its gradient so. No token at all: 0."""
+    n = world() if training else 1
+    if n > 1:
+        count = torch.as_tensor(count, dtype=torch.float32, device=total.device).clone()
+        dist.all_reduce(count)
+    least = count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+    return total * n / least
 
 # %% ../nbs/0_base/batch.ipynb #40a41288
 def known_only(representation, batch, known):

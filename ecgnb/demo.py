@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 import numpy as np
-from .evaluate import add_results
 from .hub import load
 from .leads import misread, residual
 from .probe import probe
 from .reconstruct import figure, reconstruct
 from .recipes import build
 from .registry import from_config
+from .runs import add_results
 from .settings import data_dir, setting
 from .train import store_of, train
 

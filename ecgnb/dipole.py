@@ -9,7 +9,7 @@ __all__ = ['ELECTRODES', 'DOWER', 'SHAPES', 'CODES', 'SUPER', 'RHYTHMS', 'BLOCKS
 # %% ../nbs/0_base/dipole.ipynb #24da9030
 from dataclasses import dataclass, replace
 import numpy as np
-from .leads import INDEPENDENT, STANDARD, derive
+from .leads import INDEPENDENT, derive
 
 # %% ../nbs/0_base/dipole.ipynb #ff942de1
 ELECTRODES = 'RA', 'LA', 'LL', 'V1', 'V2', 'V3', 'V4', 'V5', 'V6'

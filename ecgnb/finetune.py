@@ -12,10 +12,10 @@ import torch
 from .batch import to_device
 from .fit import fit
 from .loader import loader
-from .metrics import best_threshold, judge
+from .metrics import best_thresholds, judge
 from .objectives.classify import Classify
 from .registry import from_config, options, to_config
-from .transformer import want
+from .transformer import device_of, resting, want
 
 # %% ../nbs/8_evaluation/finetune.ipynb #54777512
 @options
@@ -52,17 +52,12 @@ def start(model, classes, seed=0, fresh=False, layer_decay=1.):
         r.load_state_dict(model.representation.state_dict())
         if not fresh: e.load_state_dict(model.encoder.state_dict())
         c = Classify(r, e, classes=','.join(classes), layer_decay=1. if fresh else layer_decay)
-    return c.to(next(model.parameters()).device)
+    return c.to(device_of(model))
 
-@torch.no_grad()
 def scores_of(c, store, batch_size=64):
     "float64 (N,K): the logits of a Classify on the windows of a store, in order, in eval mode."
-    was, device = c.training, next(c.parameters()).device
-    c.eval()
-    batches = loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False)
-    out = torch.cat([c.logits(to_device(b, device)).cpu() for b in batches]).double().numpy()
-    c.train(was)
-    return out
+    batches, device = loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False), device_of(c)
+    with resting(c): return torch.cat([c.logits(to_device(b, device)).cpu() for b in batches]).double().numpy()
 
 # %% ../nbs/8_evaluation/finetune.ipynb #94c5f2e8
 def finetune(model, store, parts, y, usable, seed=0, fresh=False, budget=None):
@@ -93,6 +88,4 @@ def finetune(model, store, parts, y, usable, seed=0, fresh=False, budget=None):
         best['curve'] = curve if best['lr'] == lr else best['curve']
     c.load_state_dict(best.pop('state'))
     s = scores_of(c, store)
-    levels = [best_threshold(s[va][m, k], y[va][m, k]) if len(set(y[va][m, k])) == 2 else 0.
-              for k, m in enumerate((~np.isnan(y[va])).T)]
-    return s, levels, best
+    return s, best_thresholds(s[va], y[va]), best

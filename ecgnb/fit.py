@@ -6,6 +6,7 @@
 __all__ = ['Fit', 'together', 'State', 'NonFinite', 'fit', 'feed']
 
 # %% ../nbs/7_training/fit.ipynb #5f8f3ec5
+import contextlib
 import time
 import warnings
 import torch
@@ -14,6 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from .batch import to_device
 from .optim import EMA, OPTIMIZERS, multiplier, optimizers
 from .registry import did_you_mean, options
+from .sharded import by_layers, full, sharded, spread, whole
 
 # %% ../nbs/7_training/fit.ipynb #43974414
 @options
@@ -65,12 +67,16 @@ class State:
     "A training under way: i (steps done), loss, norm (of the gradient), lr, logs, pred, model, ema, seconds (a step)."
     def __init__(self, how, model, accelerator):
         self.how, self.accelerator, self.i, self.seconds = how, accelerator, 0, 0.
-        model = together(model, accelerator)
+        model, name = together(model, accelerator), type(model).__name__
+        if sharded(accelerator):
+            if how.compile: raise ValueError('fit.compile=true with a model that is sharded (FSDP): not supported; set fit.compile=false')
+            by_layers(model)
         if how.compile: model.compile()
         self.opts = optimizers(model, how.optim, how.lr, how.weight_decay, how.beta1, how.beta2,
                                momentum=how.momentum, adamw_ratio=how.adamw_ratio)
         self.wrapped, *self.opts = accelerator.prepare(model, *self.opts)
         self.model = accelerator.unwrap_model(self.wrapped)
+        if sharded(accelerator): type(self.model).__name__ = name           # FSDP derives a class; checkpoints go by this name
         self.ema = EMA(self.model, how.ema) if how.ema else None
         self.out, self._loss, self._norm, self.lr = None, None, None, 0.
 
@@ -83,11 +89,23 @@ class State:
     @property
     def pred(self): return self.out.pred
 
+    @contextlib.contextmanager
+    def averaged(self):
+        "The model with the averaged weights, where there are any; afterwards with its own."
+        own = {k: v.clone() for k, v in self.model.state_dict().items()} if self.ema else {}
+        if self.ema: self.ema.copy_to(self.model)
+        try: yield self.model
+        finally:
+            now = self.model.state_dict()
+            with torch.no_grad():
+                for k, v in own.items(): now[k].copy_(v)
+
     def state_dict(self):
-        "Model, optimizers, averaged weights and step: what `load_state_dict` goes on from."
+        """Model, optimizers, averaged weights and step: what `load_state_dict` goes on from. Of a sharded model, call it on every
+        process; the main one gets the tensors."""
         opts = [o.state_dict() for o in self.opts]
-        return dict(i=self.i, seed=self.how.seed, model=self.model.state_dict(), opts=opts,
-                    ema=dict(t=self.ema.t, state=self.ema.state) if self.ema else None)
+        return whole(dict(i=self.i, seed=self.how.seed, model=self.model.state_dict(), opts=opts,
+                          ema=dict(t=self.ema.t, state=self.ema.state) if self.ema else None))
 
     def load_state_dict(self, d):
         "Go on from `d`. ValueError where it was saved by another run."
@@ -95,11 +113,14 @@ class State:
             raise ValueError(f"the saved state has seed={d['seed']}, ema={bool(d['ema'])}, {len(d['opts'])} optimizers"
                              f'; this run has seed={self.how.seed}, ema={bool(self.ema)}, {len(self.opts)}: '
                              'resume with the options it was started with')
-        self.model.load_state_dict(d['model'], strict=True)
-        for o, s in zip(self.opts, d['opts']): o.load_state_dict(s)
+        mine = self.model.state_dict()
+        self.model.load_state_dict({k: spread(v, mine.get(k)) for k, v in d['model'].items()}, strict=True)
+        for o, s in zip(self.opts, d['opts']):
+            params = [p for g in o.param_groups for p in g['params']]
+            o.load_state_dict(s | {'state': {i: {k: spread(v, params[i]) for k, v in row.items()} for i, row in s['state'].items()}})
         if self.ema:
             self.ema.t = d['ema']['t']
-            for k, v in d['ema']['state'].items(): self.ema.state[k].copy_(v)
+            for k, v in d['ema']['state'].items(): self.ema.state[k].copy_(spread(v, self.ema.state[k]))
         self.i = d['i']
 
 class NonFinite(FloatingPointError):
@@ -129,7 +150,7 @@ def fit(model, loader, steps, *, resume=None, accelerator=None, **how):
                 accelerator.backward(s.out.loss)
                 total = total + s.out.loss.detach()/how.accumulate
         s._loss = accelerator.reduce(total, 'mean') if accelerator.num_processes > 1 else total
-        s._norm = torch.nn.utils.clip_grad_norm_(params, how.clip or float('inf'))
+        s._norm = full(torch.nn.utils.clip_grad_norm_(params, how.clip or float('inf')))
         if not (s._loss.isfinite() & s._norm.isfinite()):
             names = ', '.join(map(str, batch.get('record', [])[:5]))
             raise NonFinite(f'step {s.i}: loss {s.loss:g}, gradient norm {s.norm:g}; the weights are those before this '

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .baselines import fill_line
 from .batch import collate, mix, sample_seeds, to_device, to_mv
 from .horizons import LOWEST, TOLERANCE, Forecast, beats, horizons, median, sums, tally
-from .hub import check_contract, contract_of, load, write_text
+from .hub import check_contract, contract_of, write_text
 from .leads import STANDARD
 from .loader import loader
 from .naive import METHODS, beat_period, beat_scale
@@ -26,10 +26,10 @@ from .paper import GREY
 from .plot import overlay_trace, plot
 from .records import fold_numbers
 from .registry import options
-from .runs import asked, run_for, trained_on
+from .runs import asked, loaded, run_for, some, trained_on
 from .store import atomic
 from .train import store_of
-from .transformer import want
+from .transformer import device_of, want
 
 # %% ../nbs/8_evaluation/forecast.ipynb #d7a3745d
 def spells(model):
@@ -98,7 +98,7 @@ def prompts_of(model, x, valid, steps):
 def write_on(model, batch, x, valid, start, samples, draw):
     "(forecasts (S,B,C,n) mV, samples of the given part left out (B,), ended early (B,) bool) of a token model."
     r, steps, warm = model.representation, x.shape[-1] - start, draw.get('temperature', 0.)
-    device = next((p.device for p in model.parameters()), 'cpu')
+    device = device_of(model)
     prompts, span, left = prompts_of(model, x[..., :start].to(device), valid[..., :start].to(device), steps)
     sizes, need = r.sizes.to(device), x.shape[1]*steps
     drawn, full = [], torch.zeros(len(x), dtype=torch.bool)
@@ -118,7 +118,7 @@ def fill_on(model, batch, x, valid, start, samples, draw):
     past = torch.arange(x.shape[-1]) < start
     known, how = valid & past, draw if spells(model) else {}
     told = batch | {'signal': x.masked_fill(~known, 0.), 'valid': valid}
-    device, drawn = next((p.device for p in model.parameters()), 'cpu'), []
+    device, drawn = device_of(model), []
     given = (past.expand_as(known) if spells(model) else known).to(device)      # a text has no gaps: `valid` says them
     for k in range(samples):
         if 'seed' in batch: told['seed'] = mix(batch['seed'] + k)
@@ -260,21 +260,19 @@ def main(args=None):
     line = asked('forecast', args, How)
     if line is None: return
     how, others, home, best, config = line
-    fold_numbers(how['fold'])
-    run, out = run_for(best, config, others), Path(how['out'] or home)
-    model = load(best, device=how['device'] or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    draw = {k: how[k] for k in ('temperature', 'top_k', 'top_p')}
+    fold_numbers(how.fold)
+    run, out = run_for(best, config, others), Path(how.out or home)
+    model = loaded(best, how.device)
+    draw = {k: getattr(how, k) for k in ('temperature', 'top_k', 'top_p')}
     reads(model)
-    check_draws(model, how['samples'], **draw)
+    check_draws(model, how.samples, **draw)
     want(out.is_dir() or not out.exists(), f'out={out} is a file; wanted a folder')
-    store = store_of(run).fold(how['fold'])
-    if 0 < how['windows'] < len(store):
-        store = store.select(np.sort(np.random.default_rng(how['seed']).permutation(len(store))[:how['windows']]))
-    share, samples, seed = how['share'], how['samples'], how['seed']
-    result = forecast(model, store, share, how['batch_size'], samples, seed, how['times'], progress=True, **draw)
+    store = some(store_of(run).fold(how.fold), how.windows, how.seed)
+    share, samples, seed = how.share, how.samples, how.seed
+    result = forecast(model, store, share, how.batch_size, samples, seed, how.times, progress=True, **draw)
     result.protocol += trained_on(best, store.frame, run['source'])
     png = figure(model, store[0], share, samples, seed, draw).png()
-    facts = dict(checkpoint=str(best), source=run['source']) | how | result.to_json()
+    facts = dict(checkpoint=str(best), source=run['source']) | vars(how) | result.to_json()
     out.mkdir(parents=True, exist_ok=True)
     atomic(out/'forecast.png', lambda f: f.write(png))
     write_text(out/'forecast.json', json.dumps(facts, indent=1, ensure_ascii=False) + '\n')

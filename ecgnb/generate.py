@@ -25,7 +25,6 @@ from .batch import fed, to_device, to_mv
 from .denoiser import FREE
 from .distances import frechet, halves, mmd, neighbourhood, spread, width
 from .ecg import ECG
-from .evaluate import add_results
 from .handcrafted import NAME, handcrafted
 from .hub import check_contract, contract_of, load
 from .leads import residual
@@ -36,10 +35,10 @@ from .plot import plot
 from .probe import linear
 from .records import check_split, fold_numbers
 from .registry import options
-from .runs import asked, lineage, place, run_for, trained_on
+from .runs import add_results, asked, lineage, loaded, place, run_for, some, trained_on
 from .store import atomic
 from .train import store_of
-from .transformer import want
+from .transformer import device_of, want
 from .waves import measure
 
 # %% ../nbs/8_evaluation/generate.ipynb #9fee669a
@@ -117,7 +116,7 @@ def draws(model):
 
 def generated(model, store, batch_size=32, seed=0, progress=False, **how):
     "Batches (B,C,T) float32 mV, one ECG for each window of a store; `how`: steps, solver, guidance of `generate`."
-    device = next((p.device for p in model.parameters()), 'cpu')
+    device = device_of(model)
     batches = loader(store, min(batch_size, len(store)), seed=seed, shuffle=False, drop_last=False)
     for b in tqdm(batches, 'generate', disable=not progress):
         yield model.generate(to_mv(to_device(b, device)), **how)
@@ -310,23 +309,21 @@ def main(args=None):
     "The command `ecgnb generate RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
     if (line := asked('generate', args, How)) is None: return
     how, others, home, best, config = line
-    for name in ('fold', 'train'): fold_numbers(how[name])
-    run, out = run_for(best, config, others), Path(how['out'] or home)
-    mine, theirs = lineage(best), lineage(how['extractor'] or best)
-    want(mine[0] not in theirs[1:] and theirs[0] not in mine[1:], f"extractor={how['extractor']}, {best}: one started "
+    for fold in (how.fold, how.train): fold_numbers(fold)
+    run, out = run_for(best, config, others), Path(how.out or home)
+    mine, theirs = lineage(best), lineage(how.extractor or best)
+    want(mine[0] not in theirs[1:] and theirs[0] not in mine[1:], f"extractor={how.extractor}, {best}: one started "
          'from the other; wanted an extractor of another origin, or none')
-    model = draws(load(best, device=how['device'] or ('cuda' if torch.cuda.is_available() else 'cpu')))
+    model = draws(loaded(best, how.device))
     want(out.is_dir() or not out.exists(), f'out={out} is a file; wanted a folder')
     store = store_of(run)
-    test = store.fold(how['fold'])
-    if 0 < how['windows'] < len(test):
-        test = test.select(np.sort(np.random.default_rng(how['seed']).permutation(len(test))[:how['windows']]))
-    draw = {k: how[k] for k in ('solver', 'guidance', 'batch_size', 'seed')} | {'steps': max(how['steps'], 0) or None}
-    result = generation(model, test, store.fold(how['train']), **draw, extractor=how['extractor'], k=how['neighbours'],
-                        times=how['times'], progress=True)
+    test = some(store.fold(how.fold), how.windows, how.seed)
+    draw = {k: getattr(how, k) for k in ('solver', 'guidance', 'batch_size', 'seed')} | {'steps': max(how.steps, 0) or None}
+    result = generation(model, test, store.fold(how.train), **draw, extractor=how.extractor, k=how.neighbours,
+                        times=how.times, progress=True)
     result.protocol += trained_on(best, test.frame, run['source'])
     png = figure(model, test, **draw).png()
     out.mkdir(parents=True, exist_ok=True)
-    file = add_results(out, generate=dict(checkpoint=str(best), source=run['source']) | how | result.to_json())
+    file = add_results(out, generate=dict(checkpoint=str(best), source=run['source']) | vars(how) | result.to_json())
     atomic(out/'generate.png', lambda f: f.write(png))
     print(f'{result}\n\n{file}\n{out/"generate.png"}')

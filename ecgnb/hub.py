@@ -91,11 +91,11 @@ model = load('path/or/user/name')
 ```
 '''
 
-def save(model, folder, notes='', **facts):
-    "Write `model` (a registered part) to `folder`, replacing it: config.json (with `facts`), weights, card."
+def save(model, folder, notes='', tensors=None, **facts):
+    "Write `model` (a registered part) to `folder`, replacing it: config.json (with `facts`), weights (`tensors` where given), card."
     from ecgnb import __version__
     config = {'format': FORMAT, 'ecgnb': __version__, 'model': to_config(model), 'contract': contract_of(model)} | facts
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in (tensors or model.state_dict()).items()}
     def write(p):
         save_file(tensors, p/'model.safetensors')
         (p/'config.json').write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
@@ -182,14 +182,19 @@ def weights_of(name):
     folder = Path(name)
     return folder/'best' if (folder/'run.json').is_file() else folder
 
-def begin(model, name, parts=('representation', 'encoder')):
-    "Load these parts of the checkpoint or run `name` into those of `model`, strictly. CheckpointError where they do not fit."
+def begin(model, name):
+    """Load representation, encoder and, where both have it, connector of the checkpoint or run `name` into those of `model`, strictly; and what
+    else `model.begin(tensors, folder)` takes. CheckpointError where they do not fit."""
     folder = weights_of(name)
     config, tensors = read_config(folder), read_tensors(folder)
-    for part in parts:
-        if not isinstance(config['model'].get(part), dict): raise CheckpointError(f'{folder}: its model has no {part}')
+    for part in ('representation', 'encoder', 'connector'):
+        if getattr(model, part, None) is None: continue
+        if not isinstance(config['model'].get(part), dict):
+            if part == 'connector': continue
+            raise CheckpointError(f'{folder}: its model has no {part}')
         mine = {k.removeprefix(f'{part}.'): v for k, v in tensors.items() if k.startswith(f'{part}.')}
         fill(getattr(model, part), mine, f'{folder}, {part}')
+    if hasattr(model, 'begin'): model.begin(tensors, folder)
     if config.get('contract'): check_contract(contract_of(model) or {}, config['contract'], folder)   # a table may be part of it
     return model
 

@@ -11,7 +11,6 @@ __all__ = ['RECORD', 'SIGNAL', 'SEGMENT', 'BYTES', 'MISSING', 'DIRECT', 'Channel
 import math
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from .ecg import ECG

@@ -15,7 +15,7 @@ from .batch import to_mv
 from .finetune import Budget, finetune
 from .handcrafted import NAME, handcrafted
 from .loader import loader
-from .metrics import METRICS, interval, judge, resamples
+from .metrics import interval, judge, resamples
 from .probe import check, features, line_up, read, split, twin
 from .transformer import want
 

@@ -6,6 +6,7 @@
 __all__ = ['plan', 'Loader', 'loader']
 
 # %% ../nbs/0_base/loader.ipynb #88f7efb9
+import copy
 import itertools
 import torch
 from torch.utils.data import DataLoader
@@ -22,41 +23,47 @@ def plan(n, seed, epoch, shuffle=True):
 class Loader:
     "Batches of a store by step number; `len` is the steps of an epoch, iterating gives one epoch, `stream` any steps."
     def __init__(self, store, batch_size=64, seed=0, shuffle=True, unit='int16', rank=0, world=1, drop_last=True,
-                 then=None):
-        n = len(store)
+                 then=None, n=None):
+        n = len(store) if n is None else n
         if batch_size < 1: raise ECGError(f'batch_size={batch_size}; wanted 1 or more')
         if unit not in ('int16', 'mV'):
             raise ECGError(f"unit={unit!r}; wanted 'int16' (with scale, for the device) or 'mV'")
-        if not 0 <= rank < world: raise ECGError(f'rank={rank} of world={world}; wanted 0 to {world - 1}')
-        if batch_size % world:
-            raise ECGError(f'batch_size={batch_size} is the batch of all ranks together; '
-                           f'wanted a multiple of world={world}')
         if drop_last and n < batch_size:
             raise ECGError(f'{n} windows make no batch of {batch_size}; say batch_size={n} or less, or drop_last=False')
         if n == 0: raise ECGError('the store or view is empty')
-        if not drop_last and n % batch_size % world:
-            raise ECGError(f'the last batch of {n % batch_size} windows does not divide among {world} ranks; '
-                           f'say drop_last=True or another batch_size')
         self.store, self.batch_size, self.seed, self.shuffle, self.unit = store, batch_size, seed, shuffle, unit
-        self.rank, self.world, self.drop_last, self.then = rank, world, drop_last, then
+        self.n, self.drop_last, self.then = n, drop_last, then
         self._epoch = None                                                      # of the latest _plan
+        self.among(rank, world)
         self.records = store.frame['record'].to_numpy(object)
         self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
         self.labels = torch.from_numpy(store.labels)
         self.texts = store.frame['text'].to_numpy(object)
         self.said = any(self.texts)                                             # reports, of some windows at least
 
-    def __len__(self):
-        n = len(self.store) if self.drop_last else len(self.store) + self.batch_size - 1
-        return n // self.batch_size
+    def among(self, rank, world):
+        if not 0 <= rank < world: raise ECGError(f'rank={rank} of world={world}; wanted 0 to {world - 1}')
+        if self.batch_size % world:
+            raise ECGError(f'batch_size={self.batch_size} is the batch of all ranks together; '
+                           f'wanted a multiple of world={world}')
+        if not self.drop_last and self.n % self.batch_size % world:
+            raise ECGError(f'the last batch of {self.n % self.batch_size} windows does not divide among {world} ranks; '
+                           f'say drop_last=True or another batch_size')
+        self.rank, self.world = rank, world
+
+    def __len__(self): return (self.n if self.drop_last else self.n + self.batch_size - 1) // self.batch_size
 
     def __iter__(self): return (self[k] for k in range(len(self)))
+
+    def order(self, epoch):
+        "(rows in the order of `epoch`, the seed of each row), int64 (n,)."
+        return plan(self.n, self.seed, epoch, self.shuffle)
 
     def plan(self, step):
         "(rows, seeds) of this rank at `step`, int64 (B / world,) each."
         if step < 0: raise IndexError(f'step {step}; wanted 0 or more')
         epoch, k = divmod(int(step), len(self))
-        if self._epoch != epoch: self._epoch, self._plan = epoch, plan(len(self.store), self.seed, epoch, self.shuffle)
+        if self._epoch != epoch: self._epoch, self._plan = epoch, self.order(epoch)
         order, seeds = self._plan
         rows = order[k * self.batch_size:(k + 1) * self.batch_size]
         share = len(rows) // self.world
@@ -77,8 +84,9 @@ class Loader:
 
     def share(self, rank, world):
         "The same batches as seen by `rank` of `world` processes: each takes its part of every batch."
-        return Loader(self.store, self.batch_size, self.seed, self.shuffle, self.unit, rank, world, self.drop_last,
-                      self.then)
+        mine = copy.copy(self)
+        mine.among(rank, world)
+        return mine
 
     def stream(self, start=0, stop=None, workers=0, pin=False):
         "Batches from step `start` (to `stop`, or for ever), read ahead by `workers` processes, pinned if asked."

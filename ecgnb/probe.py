@@ -18,23 +18,20 @@ from .batch import fed, to_device
 from .hub import check_contract, contract_of
 from .leads import ECGError
 from .loader import loader
-from .metrics import METRICS, best_threshold, countable, interval, judge, resamples
+from .metrics import METRICS, best_thresholds, countable, interval, judge, resamples
 from .records import fold_numbers
 from .registry import from_config, to_config
-from .transformer import want
+from .transformer import device_of, resting, want
 
 # %% ../nbs/8_evaluation/probe.ipynb #69956072
-@torch.no_grad()
 def features(model, store, batch_size=64, device=None):
     "float32 (N,D): the frozen features of a store's windows, in order. CheckpointError where contracts differ."
     check_contract(store.contract, contract_of(model), 'the model')
-    device, was = device or next(model.parameters()).device, model.training
-    model.eval(); out = []
-    for batch in loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False):
-        b = model.representation(to_device(batch, device))
-        x, valid = fed(model.encoder, b)
-        out.append(model.encoder.features(x, valid).float().cpu())
-    model.train(was)
+    device, out = device or device_of(model), []
+    with resting(model):
+        for batch in loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False):
+            x, valid = fed(model.encoder, model.representation(to_device(batch, device)))
+            out.append(model.encoder.features(x, valid).float().cpu())
     x = torch.cat(out).numpy()
     if not (ok := np.isfinite(x).all(1)).all():
         raise ECGError(f'features of {type(model.encoder).__name__} are not finite '
@@ -48,7 +45,7 @@ def twin(model, seed=0):
         torch.manual_seed(seed + 7919)
         other = from_config(to_config(model))
         other.representation.load_state_dict(model.representation.state_dict())     # a table of tokens is no weight
-        return other.to(next(model.parameters()).device).eval()
+        return other.to(device_of(model)).eval()
 
 # %% ../nbs/8_evaluation/probe.ipynb #05d9fd5b
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1., 10.)      # C of scikit-learn's LogisticRegression
@@ -124,11 +121,8 @@ def read(kind, x, y, parts, usable, choose='val', patients=None, folds=5):
         value = np.nanmean(each)
         if value > best[0] + 1e-9: best = (value, c, f, seen)
     if best[1] is None: raise ECGError('the validation patients have no class with both sides; choose larger folds')
-    s, known = (best[2] or make(x[tr], y[tr], best[1]))(x), ~np.isnan(y[va])
-    seen = best[3] if cv else s[va]
-    def threshold(k, m):
-        return best_threshold(seen[m, k], y[va][m, k]) if len(set(y[va][m, k])) == 2 else 0.
-    return s, [threshold(k, m) for k, m in enumerate(known.T)], best[1]
+    s = (best[2] or make(x[tr], y[tr], best[1]))(x)
+    return s, best_thresholds(best[3] if cv else s[va], y[va]), best[1]
 
 # %% ../nbs/8_evaluation/probe.ipynb #246e9368
 @dataclass(repr=False)

@@ -7,6 +7,7 @@ __all__ = ['SECTIONS', 'recipes', 'Prepare', 'Train', 'section', 'run_of', 'reci
            'fill_in', 'build', 'said', 'started', 'labels_of', 'complete', 'help_of']
 
 # %% ../nbs/7_training/recipes.ipynb #92e600eb
+from dataclasses import MISSING
 import numpy as np
 from .arguments import parsed
 from .fit import Fit
@@ -85,6 +86,8 @@ def override(run, text):
     *heads, last = path.strip().split('.')
     at = run
     for i, key in enumerate(heads):
+        if i and heads[0] == 'source' and key not in at and key in part_class(at).__dataclass_fields__:
+            at.update(to_config(from_config(at)))                                       # the source that it takes by default
         if not isinstance(at.get(key), dict):
             hint = did_you_mean(key, [k for k, v in at.items() if isinstance(v, dict)])
             raise PartError(f"{text!r}: no '{'.'.join(heads[:i + 1])}'; {hint}")
@@ -99,17 +102,23 @@ def override(run, text):
         raise PartError(f"{text!r}: '{last}' is a section; set one of its fields, such as {last}.{next(iter(run[last]))}=...")
     if at is run or last in registries:
         kind = {'source': 'source', 'model': 'objective'}.get(last, last)
+        if at is not run and value == 'none': at.pop(last, None); return            # without this part
         registries[kind][value]                                                     # a name that exists
         keep = {k: v for k, v in at.get(last, {}).items() if isinstance(v, dict)} if last == 'model' else {}
-        if at is run or isinstance(at.get(last), dict): at[last] = {kind: value, **keep}
+        if at is run or isinstance(at.get(last), dict) or (last not in at and last in part_class(at).__dataclass_fields__):
+            at[last] = {kind: value, **keep}
         else:
             there = '.'.join(heads)
             raise PartError(f"{text!r}: '{there}' is a {last} already; exchange it with {there}={value}")
         return
     cls = SECTIONS[heads[-1]] if at is run.get(heads[-1]) and heads[-1] in SECTIONS else part_class(at)
     if last not in cls.__dataclass_fields__: raise no_field(cls, last)
-    if isinstance(at.get(last), dict): raise PartError(f'{text!r}: {last} is a part; set its fields')
     kind = cls.__dataclass_fields__[last].type
+    if getattr(kind, '__name__', kind) == 'Any' and heads[0] == 'source':               # what a source lies over, exchanged
+        registries['source'][value]                             # a name that exists
+        at[last] = {'source': value}
+        return
+    if isinstance(at.get(last), dict): raise PartError(f'{text!r}: {last} is a part; set its fields')
     if getattr(kind, '__name__', kind) == 'Any':                # an optional part that the recipe has not: text, head
         registries['encoder'][value]                            # a name that exists
         at[last] = {'encoder': value}
@@ -152,7 +161,8 @@ def started(run):
     config = read_config(best)
     if not config.get('contract'):
         raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
-    theirs = {k: v for k, v in config['model'].items() if k in ('representation', 'encoder')}
+    theirs = {k: v for k, v in config['model'].items() if k in ('representation', 'encoder', 'connector') and isinstance(v, dict)
+              and k in part_class(run['model']).__dataclass_fields__}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
     facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
     read = config.get('run', {}).get('prepare', {}) | facts
@@ -172,7 +182,9 @@ def complete(run):
     "A run with every field of every part written out, and its default place. PartError or ValueError where it cannot be."
     for name, cls in SECTIONS.items(): run[name] = section(cls, **run[name])
     if run['train']['start'] and not {'representation', 'encoder'} <= run['model'].keys(): run = started(run)
-    if 'objective' in run['model'] and (lacks := [k for k in ('representation', 'encoder') if k not in run['model']]):
+    asked = part_class(run['model']).__dataclass_fields__
+    parts = [k for k in ('representation', 'encoder') if k in asked and asked[k].default is MISSING]
+    if 'objective' in run['model'] and (lacks := [k for k in parts if k not in run['model']]):
         raise PartError(f"recipe '{run.get('recipe', '')}' names no {' and no '.join(lacks)}: it takes them from a "
                         'checkpoint; say train.start=RUN')
     source, facts = from_config(run['source']), contract_of_run(run)
@@ -204,3 +216,4 @@ def help_of(run):
 
 # %% ../nbs/7_training/recipes.ipynb #fd42ca9c
 import ecgnb.zoo
+import ecgnb.elms

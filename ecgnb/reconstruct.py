@@ -16,17 +16,16 @@ import pandas as pd
 import torch
 from .baselines import METHODS, fill_line, fit_leads, scaled, smoothed
 from .batch import collate, sample_seeds, to_device, to_mv
-from .hub import check_contract, contract_of, load, write_text
-from .leads import ECGError
+from .hub import check_contract, contract_of, write_text
 from .loader import loader
 from .plot import overlay_mask, overlay_trace, plot
 from .records import fold_numbers
 from .registry import options
-from .runs import asked, run_for, trained_on
+from .runs import asked, loaded, run_for, trained_on
 from .similarity import Reconstruction, curves, ranges, sums, tally
 from .store import atomic
 from .train import store_of
-from .transformer import want
+from .transformer import device_of, want
 
 # %% ../nbs/8_evaluation/reconstruct.ipynb #8d45c018
 def stand_in(x, visible, hidden):
@@ -59,7 +58,7 @@ class Filled(NamedTuple):
 
 def ready(model, batch):
     "(batch on the model's device in mV, its signal float32, its valid bool), (B,C,T)."
-    batch = to_mv(to_device(batch, next((p.device for p in model.parameters()), 'cpu')))
+    batch = to_mv(to_device(batch, device_of(model)))
     x = batch['signal'].float()
     return batch, x, batch.get('valid', torch.ones_like(x, dtype=torch.bool))
 
@@ -224,26 +223,26 @@ def main(args=None):
     line = asked('reconstruct', args, How)
     if line is None: return
     how, others, home, best, config = line
-    for fold in (how['fold'], how['train']): fold_numbers(fold)
-    shares, known = numbers(how['shares']), how['known']
-    want(not (shares and known), f"shares={how['shares']} and known={known} are two questions; ask one at a time")
-    run, out = run_for(best, config, others), Path(how['out'] or home)
-    model = load(best, device=how['device'] or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    for fold in (how.fold, how.train): fold_numbers(fold)
+    shares, known = numbers(how.shares), how.known
+    want(not (shares and known), f"shares={how.shares} and known={known} are two questions; ask one at a time")
+    run, out = run_for(best, config, others), Path(how.out or home)
+    model = loaded(best, how.device)
     measurable(model, 'fill' if known else 'reconstruct')
     want(out.is_dir() or not out.exists(), f'out={out} is a file; wanted a folder')
     whole = store_of(run)
-    store, rest = whole.fold(how['fold']), {k: how[k] for k in ('batch_size', 'seed', 'peak', 'times')}
+    store, rest = whole.fold(how.fold), {k: getattr(how, k) for k in ('batch_size', 'seed', 'peak', 'times')}
     if known:
-        fitted = whole.fold(how['train'])
+        fitted = whole.fold(how.train)
         result = lead_completion(model, store, known, fitted, **rest)
         png = figure(model, store[0], maps=fit_leads(fitted, known)).png()
     else:
-        result = reconstruct(model, store, **rest, blind=how['blind'], shares=shares)
-        png = figure(model, store[0], how['seed'], how['blind'], shares and sorted(shares)[len(shares)//2]).png()
+        result = reconstruct(model, store, **rest, blind=how.blind, shares=shares)
+        png = figure(model, store[0], how.seed, how.blind, shares and sorted(shares)[len(shares)//2]).png()
     result.protocol += trained_on(best, store.frame, run['source'])
     keys = ('fold', 'seed', 'peak', 'times', *(('known', 'train') if known else ('blind', 'shares')[:1 + bool(shares)]))
     facts = dict(checkpoint=str(best), source=run['source'], windows=len(store),
-                 patients=int(store.frame['patient'].nunique()), **{k: how[k] for k in keys})
+                 patients=int(store.frame['patient'].nunique()), **{k: getattr(how, k) for k in keys})
     out.mkdir(parents=True, exist_ok=True)
     stem = 'lead_completion' if known else 'reconstruct'
     atomic(out/f'{stem}.png', lambda f: f.write(png))

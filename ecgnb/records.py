@@ -190,7 +190,8 @@ class Source:
     def fingerprint(self):
         "sha256 of the configuration (less root) and the table: what a store is bound to."
         keep = [c for c in (*COLUMNS, 'text', 'fs', 'seconds') if c in self.frame]
-        h = hashlib.sha256(json.dumps({k: v for k, v in self.config.items() if k != 'root'}, sort_keys=True).encode())
+        bare = lambda v: {k: bare(x) for k, x in v.items() if k != 'root'} if isinstance(v, dict) else v
+        h = hashlib.sha256(json.dumps(bare(self.config), sort_keys=True).encode())
         for row in zip(*(self.frame[c].tolist() for c in keep)): h.update(json.dumps(row).encode())
         return h.hexdigest()
 

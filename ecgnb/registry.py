@@ -61,7 +61,7 @@ def options(cls, depth=1):
     module = torch and issubclass(cls, torch.nn.Module)
     for f in fields(cls) if module else ():         # a default None on the class would hide the module of that name
         if f.default is None and f.name in cls.__dict__: delattr(cls, f.name)
-    def __init__(part, *args, **given):
+    def __init__(part, /, *args, **given):
         if wrong := [k for k in given if k not in cls.__dataclass_fields__]: raise no_field(cls, wrong[0])
         if module and '_modules' not in part.__dict__: torch.nn.Module.__init__(part)
         made(part, *args, **given)

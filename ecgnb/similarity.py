@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
-from .metrics import interval, resamples
+from .metrics import gaps, resampled
 
 # %% ../nbs/8_evaluation/similarity.ipynb #1c18d001
 UNITS = dict(mse='mV²', mae='mV', psnr='dB', ssim='')
@@ -51,12 +51,8 @@ def scores(total, n):
 def tally(total, count, methods, leads, patients, times=1000, seed=0):
     """A row a lead ('all' first) and method of total (M,4,N,C), as `sums`, and count (N,C) of N windows: values, model
     minus method, and its interval over `times` resamples of patients (NaN for one patient)."""
-    names, who = np.unique(np.asarray(patients, str), return_inverse=True)
-    add = lambda v: np.stack([np.bincount(who, v[:, c], len(names)) for c in range(v.shape[1])], 1)  # (N,C) -> (P,C)
-    total, count = np.stack([[add(v) for v in m] for m in total]), add(count)
-    drawn = resamples(np.zeros((len(names), 0)), names, times, seed) if len(names) > 1 else np.ones((0, 1))
-    weight = np.concatenate([np.ones((1, len(names))), drawn])
-    total, n = weight @ total, weight @ count           # (M,4,R+1,C), (R+1,C)
+    draw = lambda v: resampled(v, patients, times, seed)
+    total, n = np.moveaxis(draw(np.moveaxis(total, 2, 0)), 0, 2), draw(count)       # (M,4,R+1,C), (R+1,C)
     rows = []
     each = [(l, total[..., c], n[:, c]) for c, l in enumerate(leads)]
     for lead, t, k in [('all', total.sum(-1), n.sum(-1)), *each]:
@@ -65,12 +61,7 @@ def tally(total, count, methods, leads, patients, times=1000, seed=0):
         for m, method in enumerate(methods):
             s = scores(t[m], k)
             row = dict(lead=lead, method=method, samples=int(k[0]), **{name: float(v[0]) for name, v in s.items()})
-            for name, v in s.items():
-                with np.errstate(invalid='ignore'): d = np.full_like(v, np.nan) if method == 'model' else mine[name] - v
-                sure = len(d) > 1 and np.isfinite(d).all()
-                three = interval(d) if sure else (float(d[0]), np.nan, np.nan)
-                row |= dict(zip((f'{name}_diff', f'{name}_low', f'{name}_high'), three))
-            rows.append(row)
+            rows.append(row | gaps(mine, None if method == 'model' else s))
     return pd.DataFrame(rows)
 
 @dataclass(repr=False)

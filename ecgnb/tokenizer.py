@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 import numpy as np
-import torch
 from .arguments import arguments, usage
 from .batch import MISSING
 from .leads import ECGError

@@ -8,7 +8,6 @@ __all__ = ['FREE', 'store_of', 'validate', 'fixed', 'differences', 'read_json', 
 
 # %% ../nbs/7_training/train.ipynb #a3e2f78f
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -32,6 +31,8 @@ from .recipes import build, complete, contract_of_run, help_of, recipes, said
 from .records import check_split, fold_numbers
 from .registry import from_config
 from .settings import setting
+from .sharded import sharded, whole
+from .transformer import resting
 
 # %% ../nbs/7_training/train.ipynb #a6fe2cef
 def store_of(run, accelerator=None, quiet=False, src=None):
@@ -45,17 +46,16 @@ def store_of(run, accelerator=None, quiet=False, src=None):
         return prepare(src, path, **run['prepare'], progress=accelerator.is_main_process and not quiet)
 
 # %% ../nbs/7_training/train.ipynb #23c8bb06
-@torch.no_grad()
 def validate(model, batches, accelerator, precision='float32'):
     "Mean loss over the batches of a `Loader`, each process its share of them, the same number on every process."
-    was, device = model.training, accelerator.device
-    model.eval()
+    device, world, n = accelerator.device, accelerator.num_processes, len(batches)
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for k in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        b = to_device(batches[k], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): loss = model(b).loss
-        total += torch.tensor([float(loss)*len(b['signal']), len(b['signal'])], dtype=torch.float64, device=device)
-    model.train(was)
+    with resting(model):
+        for k in range(accelerator.process_index, -(-n//world)*world, world):       # a sharded model runs everywhere or nowhere
+            b = to_device(batches[min(k, n - 1)], device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): loss = model(b).loss
+            size = len(b.get('talks', b['signal']))
+            if k < n: total += torch.tensor([float(loss)*size, size], dtype=torch.float64, device=device)
     total = accelerator.reduce(total, 'sum')
     return float(total[0]/total[1])
 
@@ -80,8 +80,8 @@ def read_json(file, text=None):
     try: return json.loads(file.read_text() if text is None else text)
     except ValueError as err: raise ValueError(f'{file}: not JSON ({err}); mend it, or delete the run') from err
 
-def open_run(run):
-    "(folder, earlier state or None, log lines so far). ValueError where the folder holds another run."
+def open_run(run, lazy=False):
+    "(folder, earlier state or None, log lines so far); `lazy`: tensors stay on the disk. ValueError where the folder holds another run."
     out = Path(run['out'])
     if (out/'last').exists() and not (out/'run.json').exists():
         raise ValueError(f'{out} holds checkpoints but no run.json that says of what; choose another out=... or delete it')
@@ -91,7 +91,7 @@ def open_run(run):
             lines = '\n  '.join(lines[:8])
             raise ValueError(f'{out} holds another run; choose another out=... or delete it:\n  {lines}')
     states = sorted((out/'last').glob('step_*'))
-    try: state = torch.load(states[-1]/'state.pt', map_location='cpu', weights_only=True) if states else None
+    try: state = torch.load(states[-1]/'state.pt', map_location='cpu', weights_only=True, mmap=lazy) if states else None
     except Exception as err:
         raise ValueError(f'{states[-1]}/state.pt cannot be read: {err}; '
                          f'remove {states[-1]} to go on from the one before') from err
@@ -109,6 +109,9 @@ def check_run(run, src, model):
                              f'{sorted(set(folds))} (0 = unknown)')
     check_split(**{f'train.{k}={t[k]}': part for k, part in parts.items()})
     optimizers(model, run['fit']['optim'])              # a net without what the optimizer is for
+    if getattr(model, 'reads', '') == 'talks' and not hasattr(src, 'talks'):
+        raise ValueError(f"source={src.name}: ECGs without conversations, and this model learns from conversations; type "
+                         f"source=reports source.ecg={src.name} for its reports, or take a source of questions, such as synth_qa or ecg_qa")
     want = contract_of_run(run)
     check_contract(want | {'leads': want['leads'].split(',')}, contract_of(model), 'this run')
     for k, part in parts.items():
@@ -164,7 +167,7 @@ def train(run, quiet=False):
 def go_on(run, src, model, accelerator, quiet):
     "The training itself, in a folder that this run holds: from its last state, or from the start."
     how, t, main = run['fit'], run['train'], accelerator.is_main_process
-    out, state, lines = open_run(run)
+    out, state, lines = open_run(run, lazy=sharded(accelerator))
     if (out/'results.json').exists() and (done := read_json(out/'results.json')).get('finished'):
         if main and not quiet:
             print(f'{out}: finished at step {done["step"]}; '
@@ -178,21 +181,22 @@ def go_on(run, src, model, accelerator, quiet):
     if names and names.split(',') != list(store.classes):
         raise ValueError(f"model.classes={names}; the labels of {run['source']['source']} are {','.join(store.classes)}, in this order")
     if names: parts = {k: part.select(labelled(part, f'train.{k}={t[k]}')) for k, part in parts.items()}
-    then = getattr(model.representation, 'tokenise', None)              # in the loader's workers, not on the device
-    batches = loader(parts['train'], t['batch_size'], seed=how['seed'], then=then)
+    then = getattr(model, 'reader', None) or getattr(model.representation, 'tokenise', None)      # in the loader's workers, not on the device
+    made = src.loader if getattr(model, 'reads', '') == 'talks' else loader
+    batches = made(parts['train'], t['batch_size'], seed=how['seed'], then=then)
     size = min(t['batch_size'], len(parts['val']))
-    unseen = loader(parts['val'], size, seed=how['seed'], shuffle=False, drop_last=False, then=then)
+    unseen = made(parts['val'], size, seed=how['seed'], shuffle=False, drop_last=False, then=then)
     if main: write_text(out/'run.json', json.dumps(run, indent=1) + '\n')
     if t['track']:
         accelerator.init_trackers('ecgnb', config={k: str(v) for k, v in run.items()})
         if not accelerator.trackers: raise ValueError(f"train.track={t['track']!r} is not installed: pip install 'ecgnb[track]'")
-    watch, averaged, began = Watch(t['patience'], t['delta'], **(state['watch'] if state else {})), None, time.time()
+    watch, began = Watch(t['patience'], t['delta'], **(state['watch'] if state else {})), time.time()
     log = open_log(out, lines) if main else None
     before, done = (state['seconds'], state['fit']['i']) if state else (0., 0)
 
     def checkpoint(s):
-        if not main: return
         everything = dict(fit=s.state_dict(), watch=watch.state(), seconds=before + time.time() - began)
+        if not main: return
         write_folder(out/'last'/f'step_{s.i:08d}', lambda p: torch.save(everything, p/'state.pt'))
         for old in sorted((out/'last').glob('step_*'))[:-t['keep']]: shutil.rmtree(old)
 
@@ -210,24 +214,25 @@ def go_on(run, src, model, accelerator, quiet):
                            memory_mb=memory(accelerator.device), **s.logs)
             else: row = {}
             if s.i % t['every'] == 0 or last:
-                averaged = averaged or (copy.deepcopy(s.model) if s.ema else s.model)
-                if s.ema: s.ema.copy_to(averaged)
-                loss = validate(averaged, unseen, accelerator, how['precision'])
+                with s.averaged() as judged:
+                    loss = validate(judged, unseen, accelerator, how['precision'])
+                    if watch(loss, s.i):
+                        tensors = whole(judged.state_dict())
+                        if main: save(judged, out/'best', note(run, s.i, loss), tensors, run=run, step=s.i, val_loss=loss)
                 row = dict(row or dict(step=s.i, loss=s.loss, lr=s.lr), val_loss=loss)
-                if watch(loss, s.i) and main:
-                    save(averaged, out/'best', note(run, s.i, loss), run=run, step=s.i, val_loss=loss)
             if row and main: log.write(json.dumps(row) + '\n'); log.flush()
             if row and t['track']: accelerator.log(row, step=s.i)
             bar.update(1)
             if 'val_loss' in row:
                 bar.set_postfix_str(f"loss {row['loss']:.4f} val {row['val_loss']:.4f} best {watch.best:.4f}")
-            if s.i % t['save'] == 0 or last or watch.stop:
+            asked = stop.agreed(accelerator)
+            if s.i % t['save'] == 0 or last or watch.stop or asked:
                 checkpoint(s)
                 saved = s.i
             if watch.stop: break
-            if stop.asked: raise KeyboardInterrupt
+            if asked: raise KeyboardInterrupt
     except KeyboardInterrupt:
-        if s and s.i > saved: checkpoint(s)
+        if s and s.i > saved and not sharded(accelerator): checkpoint(s)        # one process cannot gather
         if main: print(f'\nstopped after step {s.i if s else 0}; the same command goes on from there', file=sys.stderr)
         raise
     finally:
@@ -281,6 +286,10 @@ class Stop:
     def ask(self, kind, frame):
         if self.asked and kind == signal.SIGINT: raise KeyboardInterrupt
         self.asked = True
+    def agreed(self, accelerator):
+        "Whether any process was asked: they stop after the same step."
+        if accelerator.num_processes == 1: return self.asked
+        return bool(accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device), 'sum'))
     def close(self):
         for kind, handler in self.before.items(): signal.signal(kind, handler)
 

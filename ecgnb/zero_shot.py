@@ -16,17 +16,16 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 from .batch import to_device
-from .evaluate import add_results
-from .hub import check_contract, contract_of, load
+from .hub import check_contract, contract_of
 from .leads import ECGError
 from .loader import loader
 from .metrics import auprc, auroc, countable, interval, resamples
 from .probe import twin
 from .records import fold_numbers
 from .registry import did_you_mean, options
-from .runs import asked, run_for, trained_on
+from .runs import add_results, asked, loaded, run_for, trained_on
 from .train import store_of
-from .transformer import want
+from .transformer import device_of, want
 
 # %% ../nbs/8_evaluation/zero_shot.ipynb #9a5d7ba6
 PROMPTS = {
@@ -68,7 +67,7 @@ def class_vectors(model, prompts):
 
 def ecg_vectors(model, store, batch_size=64):
     "float32 (N, P) unit vectors of a store's windows, in order. ECGError where one is not finite."
-    device = next(model.parameters()).device
+    device = device_of(model)
     many = loader(store, min(batch_size, len(store)), shuffle=False, drop_last=False)
     z = torch.cat([model.ecg(to_device(b, device)).cpu() for b in many]).numpy()
     want(np.isfinite(z).all(), f'{type(model).__name__} gives vectors that are not finite; look at its training log')
@@ -233,10 +232,9 @@ def main(args=None):
     "The command `ecgnb zero_shot RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
     line = asked('zero_shot', args, How)
     if line is None: return
-    fields, others, home, best, config = line
-    how = How(**fields)
+    how, others, home, best, config = line
     run = run_for(best, config, others)
-    model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    model = loaded(best, how.device)
     store = store_of(run)
     result = zero_shot(model, store, how.prompts, how.test, how.twins, how.times, how.seed, how.batch_size)
     result.protocol += trained_on(best, store.fold(how.test).frame, run['source'])

@@ -1,6 +1,8 @@
 "What the tests know of the project's layout: its notebooks, its modules, its files."
 import json
+import os
 import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -53,3 +55,26 @@ def tracked():
         skip = ('.', '_docs', '_proc', 'target', 'runs', 'cache', '__pycache__')
         files = [p for p in ROOT.rglob('*') if not any(d.startswith(skip) for d in p.relative_to(ROOT).parts)]
     return [p for p in files if p.is_file()]
+
+TWO = """
+import sys, torch
+from torch import distributed as dist
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+torch.set_num_threads(1)
+{body}
+if rank == 0: torch.save(out, sys.argv[1])
+dist.barrier(); dist.destroy_process_group()
+"""
+
+def two_ranks(body, folder, timeout=240):
+    """What `body` leaves in `out` (tensors in dicts and lists) on rank 0 of two gloo processes; it is a program that knows
+    `rank`, `dist`, `torch`, and may import test modules. `folder` keeps its files. AssertionError: the end of its errors."""
+    program, saved = Path(folder) / 'ranks.py', Path(folder) / 'two.pt'
+    program.write_text(TWO.format(body=body))
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+                           str(program), str(saved)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import torch
+    return torch.load(saved, weights_only=True)

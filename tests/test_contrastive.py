@@ -1,9 +1,5 @@
 """Contrastive: the loss by hand, partners, two ranks, chance from the samples' seeds, encoders of every kind, bad input."""
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 import pytest
 import torch
 from torch import nn
@@ -17,8 +13,8 @@ from ecgnb.leads import ECGError
 from ecgnb.objectives.contrastive import Contrastive, align, gather_grad, marks
 from ecgnb.registry import from_config, to_config
 from ecgnb.representations.signal import Signal
+from project import two_ranks
 
-ROOT = Path(__file__).parent.parent
 SAID = ['normal ECG', 'atrial fibrillation', 'Normal  ECG', 'infarction', 'atrial flutter', 'infarction', 'pacemaker', 'LVH']
 
 
@@ -137,33 +133,21 @@ def test_tokens_and_features_of_a_language_model_of_ecgs():
 
 
 RANKS = '''
-import os, sys, torch
-from torch import distributed as dist
-sys.path.insert(0, os.environ['TESTS'])
 from test_contrastive import batch_of, model
-dist.init_process_group('gloo')
-rank = dist.get_rank()
 m = model(learned=True).train()
 share = lambda b: {k: v[4*rank:4*rank + 4] for k, v in b.items()}
 wrapped = torch.nn.parallel.DistributedDataParallel(m)
 out = wrapped(share(batch_of()))
 out.loss.backward()
 losses = [torch.zeros(()) for _ in range(2)]; dist.all_gather(losses, out.loss.detach())
-if rank == 0:
-    m.eval()(share(batch_of()))                               # one process alone may evaluate: it waits for nobody
-    torch.save(dict(losses=losses, grads={k: p.grad for k, p in m.named_parameters()}), sys.argv[1])
-dist.barrier(); dist.destroy_process_group()
+if rank == 0: m.eval()(share(batch_of()))                        # one process alone may evaluate: it waits for nobody
+out = dict(losses=losses, grads={k: p.grad for k, p in m.named_parameters()})
 '''
 
 
 def test_two_ranks_equal_one(tmp_path):
     "Losses and gradients of two halves of a batch are those of the whole, reports that occur on both ranks included."
-    (tmp_path/'ranks.py').write_text(RANKS)
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'TESTS': str(ROOT/'tests')}
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(tmp_path/'ranks.py'), str(tmp_path/'two.pt')],
-                          env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two, m = torch.load(tmp_path/'two.pt', weights_only=True), model(learned=True).train()
+    two, m = two_ranks(RANKS, tmp_path), model(learned=True).train()
     one = m(batch_of())
     one.loss.backward()
     for loss in two['losses']: torch.testing.assert_close(one.loss.detach(), loss)

@@ -264,7 +264,7 @@ def test_reconstruct_keeps_the_share_it_is_told(cls, share):
 def test_a_perfect_network_gives_the_data_back(cls):
     "Told the truth by an oracle, every solver ends at the truth, and so does one step."
     m, b = model(cls, **({} if cls is Flow else dict(predict='epsilon'))), batch()
-    truth, noise = m.representation(b)['signal'], {}
+    truth = m.representation(b)['signal']
     def oracle(x, t, **_):
         a, s = m.factors(t)
         return m.goal(truth, (x - a*truth)/s.clamp(min=1e-6), a, s)

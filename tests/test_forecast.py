@@ -10,10 +10,11 @@ from torch import nn
 from ecgnb.batch import normal
 from ecgnb.command import main as command
 from ecgnb.forecast import ahead, boundary, figure, forecast, main, reads
-from ecgnb.horizons import beats, horizons, resampled, scores, sums
+from ecgnb.horizons import beats, horizons, scores, sums
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import ECGError
 from ecgnb.loader import loader
+from ecgnb.metrics import resampled
 from ecgnb.naive import METHODS, autoregress, beat_period, beat_scale, repeat_beat
 from ecgnb.prepare import prepare
 from ecgnb.recipes import build
@@ -21,7 +22,6 @@ from ecgnb.registry import from_config, objective as objectives
 from ecgnb.representations.bpe import Bpe
 from ecgnb.representations.symbols import Symbols
 from ecgnb.sources.sample import Sample
-from ecgnb.synth import synth
 from ecgnb.table import Table
 from ecgnb.train import train
 

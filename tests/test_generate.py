@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ecgnb.batch import sample_seeds
 from ecgnb.command import main as command
-from ecgnb.distances import between, frechet, halves, mmd, moments, neighbourhood, radii, spread, width
+from ecgnb.distances import between, frechet, halves, mmd, moments, neighbourhood, radii, spread
 from ecgnb.generate import UNITS, baselines, describe, digest, figure, fixed, generation, lineage, main, protocol, scores, space_of, spectra, transfer
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import STANDARD, ECGError

@@ -1,8 +1,5 @@
 """The token decoder and its objective: parity with numbers of the reference code, padding, the cache, sampling, two ranks, reduced precision."""
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 import pytest
@@ -19,9 +16,9 @@ from ecgnb.objectives.next_token import NextToken, choose, surprise
 from ecgnb.registry import from_config
 from ecgnb.settings import data_dir
 from ecgnb.transformer import Block, Transformer
+from project import two_ranks
 
 PARITY = (data_dir('parity') or Path('parity-data-not-found'))/'ecg_encoder__decoder'
-ROOT = Path(__file__).parent.parent
 SMALL = dict(dim=32, depth=2, heads=2, dropout=0.)
 BOTH = pytest.mark.parametrize('how', [{}, dict(positions='learned', prenorm=False)], ids=['rope-prenorm', 'learned-postnorm'])
 
@@ -305,12 +302,7 @@ def test_what_the_objective_refuses():
 
 
 RANKS = '''
-import os, sys, torch
-from torch import distributed as dist
-sys.path.insert(0, os.environ['TESTS'])
 from test_next_token import Letters, model, padded, texts
-dist.init_process_group('gloo')
-rank = dist.get_rank()
 m = model().train()
 rows = texts(Letters(), (60, 50, 4, 3))
 wrapped = torch.nn.parallel.DistributedDataParallel(m)
@@ -318,21 +310,14 @@ out = wrapped({'tokens': padded(rows[2*rank:2*rank + 2], m.representation)})
 out.loss.backward()
 loss = out.loss.detach().clone(); dist.all_reduce(loss); loss /= 2
 m.eval()
-if rank == 0:
-    m({'tokens': padded(rows[:1], m.representation)})         # one process alone may evaluate: it waits for nobody
-    torch.save(dict(loss=loss, grads=[p.grad for p in m.parameters()]), sys.argv[1])
-dist.barrier(); dist.destroy_process_group()
+if rank == 0: m({'tokens': padded(rows[:1], m.representation)})       # one process alone may evaluate: it waits for nobody
+out = dict(loss=loss, grads=[p.grad for p in m.parameters()])
 '''
 
 
 def test_two_ranks_with_long_and_short_rows_equal_one(tmp_path):
     "Rank 0 has 108 tokens to tell, rank 1 five: the averaged loss and gradients are those of one process with all four rows."
-    (tmp_path/'ranks.py').write_text(RANKS)
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'TESTS': str(ROOT/'tests')}
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(tmp_path/'ranks.py'), str(tmp_path/'two.pt')],
-                          env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two, m = torch.load(tmp_path/'two.pt', weights_only=True), model().train()
+    two, m = two_ranks(RANKS, tmp_path), model().train()
     one = m({'tokens': padded(texts(Letters(), (60, 50, 4, 3)), m.representation)})
     one.loss.backward()
     torch.testing.assert_close(one.loss.detach(), two['loss'])

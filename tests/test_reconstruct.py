@@ -16,7 +16,7 @@ from ecgnb.leads import ECGError
 from ecgnb.loader import loader
 from ecgnb.prepare import prepare
 from ecgnb.recipes import build
-from ecgnb.reconstruct import complete_leads, fill_in, figure, lead_completion, main, reconstruct, stand_in
+from ecgnb.reconstruct import fill_in, figure, lead_completion, main, reconstruct, stand_in
 from ecgnb.similarity import curves, ranges, ssim
 from ecgnb.registry import from_config
 from ecgnb.sources.sample import Sample
@@ -266,7 +266,6 @@ def test_the_lead_algebra_is_exact(tmp_path):
     assert fit_leads(store, 'II,V1').exact == ()
 
 def test_fit_leads_leaves_gaps_out(tmp_path):
-    from ecgnb.batch import collate
     store = prepare(Sample(n=12, seconds=4.), tmp_path / 's', fs=100, seconds=4, leads=LEADS, progress=False)
     x, valid = truth(store), torch.ones(len(store), 3, 400, dtype=torch.bool); valid[:, 0, 100:200] = False
     from unittest.mock import patch

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from ecgnb.ecg import ECG
 from ecgnb.io_wfdb import read_header
 from ecgnb.leads import ECGError, STANDARD
-from ecgnb.records import Source, Subset, assign, check_frame, check_split, fold_numbers
+from ecgnb.records import Source, Subset, assign, check_split, fold_numbers
 from ecgnb.registry import from_config, source, to_config
 from ecgnb.settings import data_dir
 from ecgnb.sources.ptb_xl import PtbXl

@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 from scipy.signal import find_peaks
-from ecgnb.dipole import CODES, SUPER, DOWER, axis, electrodes, heart, leads12, sokolow
+from ecgnb.dipole import CODES, SUPER, DOWER, electrodes, heart, leads12, sokolow
 from ecgnb.leads import INDEPENDENT, STANDARD, ECGError, findings, guard, residual
 from ecgnb.settings import data_dir
 from ecgnb.sources.sample import MIX, Sample, superclasses

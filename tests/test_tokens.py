@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
-from ecgnb.batch import collate, sample_seeds
+from ecgnb.batch import sample_seeds
 from ecgnb.ecg import ECG
 from ecgnb.hub import CheckpointError, load, save
 from ecgnb.leads import ECGError

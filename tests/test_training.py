@@ -84,7 +84,6 @@ def test_kill_9_and_resume_to_the_same_bits(cache, tmp_path):
     killed, tries = 0, 0
     while tries < 4:
         p = command(tmp_path/'cut', steps); tries += 1
-        began = len(list((tmp_path/'cut').glob('last/step_*/state.pt')))
         mark = sorted((tmp_path/'cut').glob('last/step_*'))[-1:]
         while p.poll() is None and sorted((tmp_path/'cut').glob('last/step_*'))[-1:] == mark: time.sleep(.002)
         time.sleep(rng.random()*.15)

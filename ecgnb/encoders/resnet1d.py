@@ -87,6 +87,14 @@ class Convolutional(nn.Module):
         expansion, blocks = SIZES[self.size]
         return expansion, four(self.blocks or blocks, 'blocks')
 
+    def last(self, expansion, usual):
+        "Inner width of the last stage, `usual` where `dim` is 0; sets `dim`. ECGError where it is no multiple."
+        unit = expansion * self.twice
+        self.dim = self.dim or usual * unit
+        want(self.dim > 0 and self.dim % unit == 0,
+             f'dim={self.dim}: for size={self.size!r} and pool={self.pool!r} use a multiple of {unit}')
+        return self.dim // unit
+
     def stack(self, a, widths, expansion, blocks, **kw):
         "The four stages from a channels on, each but the first halving the length; and the pooling."
         self.stages = nn.ModuleList()
@@ -148,14 +156,10 @@ class Resnet1d(Convolutional):
             widths = four(self.widths, 'widths')
             dim = widths[-1] * expansion * self.twice
             want(self.dim in (0, dim), f'widths={self.widths!r} make dim={dim}, not {self.dim}: leave one of them out')
+            self.dim = dim
         else:
-            unit = expansion * self.twice
-            dim = self.dim or 512 * unit
-            want(dim > 0 and dim % unit == 0,
-                 f'dim={dim}: for size={self.size!r} and pool={self.pool!r} use a multiple of {unit}')
-            last = dim // unit
+            last = self.last(expansion, 512)
             widths = [max(last >> 3 - i, min(last, 8)) for i in range(4)]
-        self.dim = dim
         self.stem = ConvNorm(self.channels, widths[0], 7, 2, self.norm)
         self.stack(widths[0], widths, expansion, blocks)
 

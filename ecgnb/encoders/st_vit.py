@@ -8,7 +8,6 @@ __all__ = ['StVit', 'lead_rows', 'st_vit_rules', 'convert']
 # %% ../../nbs/3_encoders/st_vit.ipynb #f4c5f4ab
 import torch
 from torch import nn
-from torch.nn import functional as F
 from ..leads import lead_names
 from ..registry import encoder
 from .vit1d import DECODER, tables, vit_rules

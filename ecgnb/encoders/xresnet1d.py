@@ -30,14 +30,11 @@ class Xresnet1d(Convolutional):
     def __post_init__(self):
         expansion, blocks = self.plan()
         want(self.kernel > 0 and self.kernel % 2, f'kernel={self.kernel}: use an odd number, such as kernel=5')
-        unit = expansion * self.twice
-        self.dim = self.dim or 64 * unit
-        want(self.dim > 0 and self.dim % unit == 0,
-             f'dim={self.dim}: for size={self.size!r}, pool={self.pool!r} use a multiple of {unit}')
+        width = self.last(expansion, 64)
         stem = (self.channels, 32, 2), (32, 32, 1), (32, 64, 1)
         convs = (ConvNorm(a, b, self.kernel, stride, self.norm) for a, b, stride in stem)
         self.stem = nn.Sequential(*convs, nn.MaxPool1d(3, 2, 1))
-        self.stack(64, [self.dim // unit] * 4, expansion, blocks, kernel=self.kernel, average=True)
+        self.stack(64, [width] * 4, expansion, blocks, kernel=self.kernel, average=True)
 
 # %% ../../nbs/3_encoders/xresnet1d.ipynb #f2ce92ad
 def xresnet_rules(ours=''):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from ..batch import Out, fed
 from ..registry import objective
-from ..transformer import Positions, still, want
+from ..transformer import Positions, alike, has, resting, still, want
 
 # %% ../../nbs/4_objectives/classify.ipynb #cf9f94cd
 def bce(logits, label, positive=1., negative=1., smoothing=0.):
@@ -62,14 +62,10 @@ class Classify(nn.Module):
     def __post_init__(self):
         r, e, K = self.representation, self.encoder, len(self.names)
         theirs, ours = type(r).__name__, type(e).__name__
-        lacks = [n for n in self.needs if not hasattr(e, n)]
-        want(not lacks, f"classify cannot train {ours}: it has no {', '.join(lacks)}; use an encoder of the registry")
+        has(e, self.needs, 'classify', 'an encoder of the registry')
         want(e.takes.keys() <= r.gives.keys(),
              f"{ours} takes {', '.join(e.takes)}, {theirs} gives {', '.join(r.gives)}; exchange one of the two")
-        for name in ('leads', 'length', 'vocab'):
-            a, b = getattr(r, name, None), getattr(e, name, None)
-            want(a is None or b is None or a == b,
-                 f'{theirs} gives {name}={a}, {ours} takes {name}={b}; give both the same')
+        alike(r, e, ('leads', 'length', 'vocab'))
         want(self.classes, "classify needs the names of its classes, such as classes='NORM,MI'; a run takes those "
              "of its source")
         want(all(self.names) and len(set(self.names)) == K, f'classes={self.classes!r}: wanted names, each once')
@@ -82,8 +78,7 @@ class Classify(nn.Module):
         self.head = nn.Linear(e.dim, K)
         nn.init.normal_(self.head.weight, std=.02)
         nn.init.zeros_(self.head.bias)
-        if self.freeze: e.eval()
-        if self.freeze: e.requires_grad_(False)
+        if self.freeze: e.eval().requires_grad_(False)
         still(e, getattr(e, 'apart', ()))
 
     @property
@@ -138,10 +133,6 @@ class Classify(nn.Module):
             logs = dict(accuracy=((prob > .5).eq(yes) & known).sum() / count, positives=yes.sum() / count)
         return Out(loss, logs, dict(logits=y.detach(), prob=prob))
 
-    @torch.no_grad()
     def predict(self, batch):
         "A batch -> probabilities (B, K), in eval mode; it needs no label."
-        was = self.training
-        self.eval()
-        try: return self.prob(self.logits(batch))
-        finally: self.train(was)
+        with resting(self): return self.prob(self.logits(batch))

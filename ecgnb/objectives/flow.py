@@ -7,7 +7,6 @@ __all__ = ['Flow', 'convert']
 
 # %% ../../nbs/4_objectives/flow.ipynb #d5fa95c5
 import math
-import torch
 from ..batch import draw
 from ..denoiser import CONDITIONS, Denoiser, frozen
 from ..encoders.dit import dit_rules, ready

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from ..batch import Out, draw, known_only, to_mv
 from ..encoders.st_vit import lead_rows, st_vit_rules
-from ..encoders.vit1d import block_rules, tables, vit_rules
+from ..encoders.vit1d import block_rules, tables
 from ..registry import objective
-from ..transformer import Positions, Transformer, init, rename, special, want
+from ..transformer import Positions, Transformer, alike, has, init, rename, resting, special, want
 
 # %% ../../nbs/4_objectives/masked.ipynb #8fc01d68
 def hide(noise, ratio=.75, kind='patch', recorded=None):
@@ -62,9 +62,7 @@ class Masked(nn.Module):
 
     def __post_init__(self):
         e = self.encoder
-        lacks = [n for n in self.needs if not hasattr(e, n)]
-        want(not lacks, f"masked cannot train {type(e).__name__}: it has no {', '.join(lacks)}; "
-             'use a patch encoder such as st_vit or vit1d')
+        has(e, self.needs, 'masked', 'a patch encoder such as st_vit or vit1d')
         want(not getattr(e, 'causal', False), 'masked shuffles the patches, which a causal encoder reads in order; build '
              'it with causal=False')
         want(self.mask in ('patch', 'time', 'lead'), f"mask={self.mask!r}: use 'patch', 'time' or 'lead'")
@@ -72,11 +70,7 @@ class Masked(nn.Module):
              'to hide; use a smaller patch, or more leads')
         want(self.mask != 'lead' or e.groups > 1, "mask='lead' needs st_vit; for vit1d use over='lead', mask='patch'")
         want(0 < self.ratio < 1, f'ratio={self.ratio}: the share of hidden patches lies between 0 and 1')
-        r = self.representation
-        for name in ('leads', 'length'):
-            a, b = getattr(r, name, None), getattr(e, name, None)
-            want(a is None or b is None or a == b,
-                 f'{type(r).__name__} gives {name}={a}, {type(e).__name__} takes {name}={b}; give both the same')
+        alike(self.representation, e)
         E = self.dec_dim
         self.to_decoder = nn.Identity() if E == e.dim else nn.Linear(e.dim, E)
         self.places = Positions(e.count, E, self.dec_positions, e.before, e.after, self.dec_temperature)
@@ -139,31 +133,25 @@ class Masked(nn.Module):
                        patches=pred.detach(), hidden=hidden, latent=z.detach())
         return Out(loss, {'explained': 1 - loss.detach() / spread.clamp(min=1e-8)}, out)
 
-    @torch.no_grad()
     def reconstruct(self, batch, noise=None, share=None):
         """As forward, in eval mode, no gradients; pred also has mv (B, C, T): the ECG in mV, hidden samples predicted.
         `share` of the patches is kept; None: 1 - ratio."""
         want(share is None or 0 < share < 1, f'share={share}: the share of the patches kept lies between 0 and 1')
-        was = self.training
-        self.eval()
-        try:
+        with resting(self):
             out = self(batch, noise, None if share is None else 1 - share)
             out.pred['mv'] = self.representation.decode(out.pred['signal'], self.representation(batch))
-        finally: self.train(was)
-        return out
+            return out
 
-    @torch.no_grad()
     def fill(self, batch, known, seed=None):
         """(B, C, T) float32 mV: what is `known` (B, C, T) bool as it came, the rest predicted from the patches that are
         known in whole. Nothing is drawn, so `seed` changes nothing. ECGError where no patch of a recording is known."""
-        was, e, batch = self.training, self.encoder, to_mv(batch)
+        e, batch = self.encoder, to_mv(batch)
         x = batch['signal'].float()
         want(known.shape == x.shape and known.dtype == torch.bool,
              f'known is {tuple(known.shape)} {known.dtype}; wanted {tuple(x.shape)} bool, True = may be read')
         valid = batch.get('valid', torch.ones_like(known))
         known = known & valid
-        self.eval()
-        try:
+        with resting(self):
             inside = known_only(self.representation, batch, known)
             p, there = e.patches(inside['signal']), e.patches(known)
             visible = e.recorded(known) & e.patches(known | ~valid).all(-1)
@@ -182,7 +170,6 @@ class Masked(nn.Module):
                 mean, std = (torch.where(some, average(v, 2), average(v, (1, 2))) for v in both)
                 pred = pred * std + mean
             return torch.where(known, x, self.representation.decode(e.unpatch(pred), inside).float())
-        finally: self.train(was)
 
 # %% ../../nbs/4_objectives/masked.ipynb #38d95362
 def convert(weights, model=None):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..batch import Out
 from ..encoders.vit1d import vit_rules
 from ..registry import objective
-from ..transformer import init, pool, rename, want
+from ..transformer import alike, has, init, pool, rename, want
 
 # %% ../../nbs/4_objectives/next_embedding.ipynb #74249208
 def trivial(u, keep):
@@ -54,20 +54,14 @@ class NextEmbedding(nn.Module):
 
     def __post_init__(self):
         e = self.encoder
-        lacks = [n for n in self.needs if not hasattr(e, n)]
-        want(not lacks, f"next_embedding cannot train {type(e).__name__}: it has no {', '.join(lacks)}; "
-             'use a causal patch encoder, such as vit1d with causal=True, cls=False')
+        has(e, self.needs, 'next_embedding', 'a causal patch encoder, such as vit1d with causal=True, cls=False')
         want(e.causal, f'{type(e).__name__} sees what it must predict; build it with causal=True')
         want(not e.before + e.after, 'next_embedding trains no CLS token; build the encoder with cls=False')
         want(self.target in ('patch', 'embedding'), f"target={self.target!r}: use 'patch' or 'embedding'")
         want(0 < self.horizon < e.count, f'horizon={self.horizon}; wanted 1 to {e.count - 1}: {type(e).__name__} '
              f'makes {e.count} patches')
         want(self.spread >= 0, f'spread={self.spread}; wanted 0 (no variance term) or more')
-        r = self.representation
-        for name in ('leads', 'length'):
-            a, b = getattr(r, name, None), getattr(e, name, None)
-            want(a is None or b is None or a == b,
-                 f'{type(r).__name__} gives {name}={a}, {type(e).__name__} takes {name}={b}; give both the same')
+        alike(self.representation, e)
         self.head = nn.Linear(e.dim, e.dim).apply(init)
 
     def predict(self, batch):

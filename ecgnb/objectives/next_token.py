@@ -10,14 +10,13 @@ import math
 import warnings
 from typing import Any
 import torch
-from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from ..batch import Out, sample_seeds, uniform
+from ..batch import Out, mean_of, sample_seeds, uniform
 from ..encoders.decoder import convert as decoder_weights
 from ..registry import objective
-from ..transformer import want
+from ..transformer import device_of, has, resting, want
 
 # %% ../../nbs/4_objectives/next_token.ipynb #b0361f21
 def surprise(logits, z, goal, rows=8192):
@@ -54,8 +53,7 @@ class NextToken(nn.Module):
     def __post_init__(self):
         r, e = self.representation, self.encoder
         theirs, ours = type(r).__name__, type(e).__name__
-        lacks = [n for n in self.needs if not hasattr(e, n)]
-        want(not lacks, f"next_token cannot train {ours}: it has no {', '.join(lacks)}; use encoder='decoder'")
+        has(e, self.needs, 'next_token', "encoder='decoder'")
         want('tokens' in getattr(r, 'gives', ()),
              f"next_token reads tokens, which {theirs} does not give; use representation='symbols' or 'bpe'")
         want(r.vocab == e.vocab, f'{theirs} has {r.vocab} tokens, special ones included, {ours} has vocab={e.vocab}; '
@@ -76,18 +74,12 @@ class NextToken(nn.Module):
         goal = tokens[:, 1:][told]
         rows = max(1, 2 ** 26 // self.encoder.vocab)    # logits at a time: 256 MB
         nats, hit = surprise(self.encoder.logits, z[:, :-1][told], goal, rows)
-        count, total, world = max(len(goal), 1), nats.sum(), 1
-        mean = total / count
-        if self.training and dist.is_available() and dist.is_initialized(): world = dist.get_world_size()
-        if world > 1:                                   # ranks are averaged: this makes that the mean over all tokens
-            everywhere = mean.new_tensor(count)
-            dist.all_reduce(everywhere)
-            loss = total * world / everywhere
-        else: loss = mean
+        loss = mean_of(nats.sum(), len(goal), self.training)
         with torch.no_grad():
             bits = nats.new_zeros(tokens.shape)
             bits[:, 1:][told] = nats.detach() / math.log(2)
             samples = self.representation.sizes.to(goal.device)[goal].sum().clamp(min=1)
+            mean = mean_of(nats.sum(), len(goal), False)             # of this rank
             logs = dict(accuracy=hit.float().mean(), perplexity=mean.exp(), bits_per_sample=bits.sum() / samples,
                         truncated=batch['truncated'].float().mean())
         return Out(loss, logs, dict(tokens=tokens, hidden=z.detach(), bits=bits))
@@ -96,7 +88,7 @@ class NextToken(nn.Module):
         "Prompts, a list of (L,) or (B, L) with valid (B, L), as tokens (B, L), padded behind, and how many (B,) count."
         r, e = self.representation, self.encoder
         if valid is not None: prompts = [p[v] for p, v in zip(prompts, valid)]
-        device = next(e.parameters()).device
+        device = device_of(e)
         rows = [torch.as_tensor(p, dtype=torch.int64, device=device) for p in prompts]
         want(rows, 'no prompt; wanted at least one, such as bos and the first tokens of an ECG')
         for i, p in enumerate(rows):
@@ -110,14 +102,13 @@ class NextToken(nn.Module):
                  'give what stands before it')
         return nn.utils.rnn.pad_sequence(rows, True, r.pad), torch.tensor([len(p) for p in rows], device=device)
 
-    @torch.no_grad()
     def generate(self, prompts, most, temperature=0., top_k=0, top_p=1., seed=0, stop=None, full=False, valid=None,
                  end=True):
         """B int64 tensors of up to `most` tokens that go on after prompts, a list of (L,) or (B, L) with `valid`: to eos
         (included), to the context (with a warning), or to where `stop`, new tokens (B, n), padded, -> bool (B,), says
         so. temperature 0: the likeliest. `seed`: a number, or (B,) one a row. `full`: read all again at each step. `end` False:
         eos is never written."""
-        r, e, was = self.representation, self.encoder, self.training
+        r, e = self.representation, self.encoder
         want(most > 0, f'most={most}; wanted 1 or more')
         want(temperature >= 0 and top_k >= 0 and 0 < top_p <= 1, f'temperature={temperature}, top_k={top_k}, '
              f'top_p={top_p}; wanted 0 or more, 0 (all) or more, over 0 to 1')
@@ -132,8 +123,7 @@ class NextToken(nn.Module):
             u = uniform(seeds.to(n.device), most, stream=40)
         new, count, never = tokens.new_full((B, most), r.pad), n*0, torch.tensor([r.pad, r.bos] + [r.eos]*(not end), device=n.device)
         done = over = torch.zeros_like(n, dtype=torch.bool)
-        self.eval()
-        try:
+        with resting(self):
             if full: tokens = F.pad(tokens, (0, room - L), value=r.pad)
             else: z, cache = e.prompt(tokens, n, room)
             for i in range(most):
@@ -147,10 +137,9 @@ class NextToken(nn.Module):
                 if i + 1 == most or over.all(): break
                 if full: tokens[row, (n + i).clamp(max=room - 1)] = ids
                 else: z = e.step(ids, cache)
-        finally: self.train(was)
         if short := int((~done & (count < most)).sum()):
             warnings.warn(f'{short} of {B} rows ended at the context of {e.context} tokens; '
-                          'shorter prompts leave more room', stacklevel=3)
+                          'shorter prompts leave more room', stacklevel=2)
         return [ids[:k] for ids, k in zip(new, count.tolist())]
 
 # %% ../../nbs/4_objectives/next_token.ipynb #7350ee0e

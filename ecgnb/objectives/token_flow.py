@@ -16,7 +16,7 @@ from .next_token import NextToken
 from ..registry import did_you_mean, objective
 from ..representations.symbols import EPS
 from ..samplers import euler, heun, times
-from ..transformer import special, want
+from ..transformer import resting, special, want
 
 # %% ../../nbs/4_objectives/token_flow.ipynb #c8c3a5ae
 @objective
@@ -95,23 +95,20 @@ class TokenFlow(NextToken):
         loss = self.weight*flow + (0 if self.freeze else out.loss)
         return out._replace(loss=loss, logs=logs, pred=out.pred | dict(mv=mv))
 
-    @torch.no_grad()
     def draw_signal(self, tokens, valid, span, steps=25, solver='heun', seed=0, noise=None):
         """(B, C, T) float32 mV that fit tokens (B, L), valid (B, L), in the range span (B, G, 2) mV. seed: a number, or
         (B,) one a row. For tests: noise (B, C, T)."""
         want(solver in self.solvers, f'solver={solver!r}; {did_you_mean(solver, self.solvers)}')
         want(len(tokens) == len(span), f'{len(tokens)} sequences of tokens for {len(span)} ranges; wanted one each')
-        was, h = self.training, self.head
+        h = self.head
         if noise is None:
             seed = sample_seeds(seed, 0, range(len(tokens))) if isinstance(seed, int) else seed
             noise = normal(seed.to(span.device), h.channels, h.length, stream=50)
-        self.eval()
-        try:
+        with resting(self):
             z = self.place(self.encoder(tokens, valid), tokens)
             at = lambda x, t: torch.full((len(x),), t, device=x.device)
             velocity = lambda x, t: h.denoise(x, at(x, t), context=z, keys=valid).float()
             return self.unscaled(self.solvers[solver](velocity, noise, times(steps)), span)
-        finally: self.train(was)
 
     @torch.no_grad()
     def fill(self, batch, known, seed=None, steps=25, solver='heun', **how):
