@@ -96,17 +96,18 @@ class Answers:
         return '\n\n'.join(f'{name}\n{self.table(k).to_string()}' for name, k in parts) + f'\n\n{self.protocol}'
 
     def _repr_html_(self):
-        picture = lambda b: f'<img src="data:image/png;base64,{base64.b64encode(b).decode()}">'
+        picture = lambda b, alt: f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(b).decode()}">'
         out = [f'<p>{html.escape(self.protocol)}</p>', f'<h4>score: {HEADLINE}</h4>', self.table().to_html()]
         if len(self.reliance):
             out += [f'<h4>{RELIANCE}</h4>', self.table('reliance').to_html()]
-        out += [picture(figure(self).png()), '<h4>All metrics</h4>', self.table('metrics').to_html()]
+        out += [picture(figure(self).png(), 'The score by kind of question and condition, with intervals.'),
+                '<h4>All metrics</h4>', self.table('metrics').to_html()]
         for talk, ecgs in self.examples:
             mine = self.rows[self.rows['id'] == talk['id']]
             words = [('wanted', '; '.join(talk['answers']), 'score')]
             words += [(CONDITIONS.get(r.condition, r.condition), r.said, f'{r.score:.2f}') for r in mine.itertuples()]
             said = ''.join(f'<tr><th>{a}</th><td>{html.escape(b)}</td><td>{c}</td></tr>' for a, b, c in words)
-            out += [f'<h4>{html.escape(question(talk))}</h4>', *(picture(plot(e, dpi=50).png()) for e in ecgs),
+            out += [f'<h4>{html.escape(question(talk))}</h4>', *(picture(plot(e, dpi=50).png(), 'The ECG asked about.') for e in ecgs),
                     f'<table>{said}</table>']
         return '\n'.join(out)
 

@@ -183,8 +183,8 @@ def weights_of(name):
     return folder/'best' if (folder/'run.json').is_file() else folder
 
 def begin(model, name):
-    """Load representation, encoder and, where both have it, connector of the checkpoint or run `name` into those of `model`, strictly; and what
-    else `model.begin(tensors, folder)` takes. CheckpointError where they do not fit."""
+    """Load representation, encoder and, where both have it, connector of the checkpoint or run `name` into those of `model`,
+    strictly; and what else `model.begin(tensors, folder)` takes. CheckpointError where they do not fit."""
     folder = weights_of(name)
     config, tensors = read_config(folder), read_tensors(folder)
     for part in ('representation', 'encoder', 'connector'):

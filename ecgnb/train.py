@@ -181,7 +181,7 @@ def go_on(run, src, model, accelerator, quiet):
     if names and names.split(',') != list(store.classes):
         raise ValueError(f"model.classes={names}; the labels of {run['source']['source']} are {','.join(store.classes)}, in this order")
     if names: parts = {k: part.select(labelled(part, f'train.{k}={t[k]}')) for k, part in parts.items()}
-    then = getattr(model, 'reader', None) or getattr(model.representation, 'tokenise', None)      # in the loader's workers, not on the device
+    then = getattr(model, 'reader', None) or getattr(model.representation, 'tokenise', None)        # in the loader's workers
     made = src.loader if getattr(model, 'reads', '') == 'talks' else loader
     batches = made(parts['train'], t['batch_size'], seed=how['seed'], then=then)
     size = min(t['batch_size'], len(parts['val']))

@@ -7,7 +7,9 @@ from reference import Fixture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ecgnb import connector, objective, representation
+from ecgnb import convert as command
 from ecgnb.encoders.st_vit import StVit
+from ecgnb.hub import load
 from ecgnb.objectives.answer import convert
 
 WHOLE = ['elm__llava_mlp_st_mem_llama', 'elm__patch_elf_llama']
@@ -92,3 +94,16 @@ def test_parity_words_that_elm_adds_are_left_out(tmp_path):
     more = {k: torch.cat([v, v[:2] + 1]) if k.endswith(('embed_tokens.weight', 'lm_head.weight')) else v for k, v in w.items()}
     a, b = convert(w, m), convert(more, m)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_parity_convert_command(tmp_path):
+    "`ecgnb convert elm_patches FILE` makes a checkpoint of ours that loads and computes the same."
+    f = Fixture(WHOLE[1])
+    model(f, tmp_path/'llm')
+    torch.save({'model_state_dict': f.weights, 'epoch': 3, 'step': 10}, tmp_path/'epoch_best.pt')
+    command.main(['elm_patches', str(tmp_path/'epoch_best.pt'), f'out={tmp_path}/m', f'model.llm={tmp_path}/llm', 'model.context=128', 'model.connector.tokens=5',
+                  'prepare.fs=25', 'prepare.seconds=10'])
+    m, b = load(tmp_path/'m', verbose=False), given(f)
+    assert m.representation.norm == 'minmax' and m.representation.leads.startswith('I,II,III,aVL,aVR,aVF')
+    m.representation.norm = 'none'
+    f.check('forward', 'loss', m(b).loss)

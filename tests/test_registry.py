@@ -205,11 +205,10 @@ def test_objective_refuses_an_encoder_that_lacks_what_it_needs(name):
     with pytest.raises(ValueError, match='Bare'): objective[name](representation=small(representation['signal']), encoder=Bare())
 
 
-@pytest.mark.parametrize('name', list(representation))
+@pytest.mark.parametrize('name', [n for n in representation if hasattr(representation[n], 'decode')])       # an image cannot be undone
 def test_representation_can_be_undone(name):
     "To rounding; to half a level where the samples become symbols."
     r, b = small(representation[name], context=0).eval(), batch_for()
-    if not hasattr(r, 'decode'): pytest.skip(f'{name} cannot be inverted and offers no decode')
     out, before = r(b), set(b)
     got = r.decode(out[next(iter(r.gives))], out)
     most = (out['range'][..., 1] - out['range'][..., 0]).max()/r.levels*.51 if 'range' in out else 1e-4

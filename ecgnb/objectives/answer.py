@@ -193,6 +193,8 @@ class Answer(nn.Module):
         x = self.lm.get_input_embeddings()(ids)
         if self.connector is not None and len(batch['signal']):
             x = torch.where((places >= 0)[..., None], self.ecgs(batch).to(x.dtype)[places.clamp(min=0)], x)
+        elif self.training:         # text alone: still, each process has a gradient of each part, and goes back the same way
+            x = x + sum(p.sum()*0. for n, p in self.named_parameters() if p.requires_grad and not n.startswith('lm.'))
         return dict(inputs_embeds=x, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
 
     def forward(self, batch):
@@ -204,8 +206,6 @@ class Answer(nn.Module):
         told = goal >= 0
         nats = F.cross_entropy(y.flatten(0, 1), goal.flatten(), ignore_index=-100, reduction='sum')
         loss, hit = mean_of(nats, told.sum(), self.training), (y.detach().argmax(-1) == goal) & told
-        if self.training and not len(batch['signal']):      # text alone: still, each process has a gradient of each part
-            loss = loss + sum(p.sum()*0. for n, p in self.named_parameters() if p.requires_grad and not n.startswith('lm.'))
         with torch.no_grad():
             n, right = told.sum().clamp(min=1), (hit == told).all(1) & told.any(1)
             logs = dict(accuracy=hit.sum()/n, exact=right.sum()/told.any(1).sum().clamp(min=1), tokens=told.sum().float(),
