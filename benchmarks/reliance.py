@@ -31,6 +31,9 @@ REAL = ('source=ecg_qa', 'source.variant=both', 'train.train=1-7', 'train.val=8'
 QUICK = dict(features=('source.n=40', 'fit.steps=3', 'train.every=3', 'train.batch_size=4'), synth=('source.ecg.n=40', 'fit.steps=2', 'train.every=2', 'train.batch_size=4'))
 
 
+RHYTHM = 'source.kinds=rhythm', 'source.ecg.n=1000', 'source.ecg.seed=31'      # other patients again, for more questions about the rhythm
+
+
 def judged(run, fold, talks):
     "(numbers of `ecgnb.answers`, the Answers)."
     src = from_config(run['source'])
@@ -43,7 +46,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--quick', action='store_true', help='a few steps: that it works, no more')
     ap.add_argument('--runs', help='folder of the runs (kept)')
-    ap.add_argument('--talks', type=int, default=400, help='questions asked, 0 = all of the fold')
+    ap.add_argument('--talks', type=int, default=300, help='questions asked, 0 = all of the fold')
     how = ap.parse_args()
     began, cpu, out = time.time(), time.process_time(), {}
     with tempfile.TemporaryDirectory() as temp:
@@ -53,6 +56,7 @@ def main():
         synth = build('tiny_elm', f'train.start={runs}/st_mem', *SYNTH, *(QUICK['synth'] if how.quick else ()), f'out={runs}/elm')
         out['training'] = train(synth)
         out['synth'], result = judged(synth, 'test', talks)
+        if not how.quick: out['rhythm'], _ = judged(build('tiny_elm', f'train.start={runs}/st_mem', *SYNTH, *RHYTHM, f'out={runs}/elm'), '6-10', 250)
         if not how.quick and data_dir('ecg_qa') and data_dir('ptb_xl'):
             real = build('elm_next', f'train.start={runs}/elm', *REAL, 'model.llm=smollm2', 'model.lora=8', 'model.lora_alpha=16.', 'model.lora_dropout=0.', 'model.context=256', 'model.system=Read the ECG.',
                          f'out={runs}/ecg_qa')

@@ -21,6 +21,7 @@ from .dialogue import Answering, Dialogue, plain, record_of
 from .hub import load
 from .leads import ECGError
 from .plot import png
+from .prompt import TooLong
 from .registry import from_config, options
 from .runs import asked, run_for
 from .synth import synth
@@ -201,6 +202,7 @@ class Chat:
                     said[at] += piece
                     if time.monotonic() - last > .06: paint(at, True); last = time.monotonic()
                     if self.stopped.is_set(): break
+            for n in self.dialogue.notes: self.note(n)
             began = bool(said[0])
             for k in range(len(answers)):
                 if not said[k] and not self.stopped.is_set(): said[k] = '(the model said nothing)'
@@ -210,7 +212,7 @@ class Chat:
                 if len(answers) > 1 or not began: self.note('Stopped: question and answer are left out of the conversation.')
             elif len(answers) > 1: self.note('Both answers are the same: there is nothing to choose.')
         except Exception as err:                                 # the thread has nobody else to tell
-            self.note(str(err) or type(err).__name__)
+            self.note((str(err) or type(err).__name__) + '; New conversation begins anew'*isinstance(err, TooLong))
             self.question.value = text
         finally:
             for k in range(len(answers)): paint(k, False)
@@ -255,7 +257,7 @@ class Talking(File, Answering):
 def main(args=None):
     "The command `ecgnb chat RUN_OR_CHECKPOINT key=value ...`; -h lists the keys."
     args = list(sys.argv[1:] if args is None else args)
-    line = asked('chat', args, Talking)
+    line = asked('chat', args, Talking, [('source=, source.FIELD=', 'where record= and /record find a recording')])
     if line is None: return print(f'\nThen, a line each: a question, or\n{HELP}')
     how, others, home, best, config = line
     if how.ecg and how.record: raise ECGError('ecg= and record= are both given; wanted one: the other by /ecg or /record')

@@ -51,8 +51,8 @@ def elm_connector():
 
 @recipe
 def elm_next():
-    "The next stage: goes on from an ECG-language model, connector and language model learn; needs train.start=RUN."
-    return elm(None, None, None, **LORA)
+    "The next stage of the ECG-language model of train.start=RUN: its connector and language model learn (model.lora=16: by adapters)."
+    return run_of({'objective': 'answer', 'learn': 'connector,llm'}, source='ecg_qa', **SFT)
 
 @recipe
 def elm_vision():

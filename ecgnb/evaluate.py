@@ -56,7 +56,7 @@ def main(args=None):
     if args and not args[0].startswith('-') and place(args[0])[2]['model'].get('objective') == 'answer':
         return answers(args)
     line = asked('evaluate', args, Evaluate)
-    if line is None: return
+    if line is None: return print('\nA run of objective answer takes the keys of `ecgnb answers -h` instead.')
     how, others, home, best, config = line
     run = run_for(best, config, others)
     model = loaded(best, how.device)

@@ -33,7 +33,7 @@ class Fit:
     warmup: int = 0                # steps of linear warm-up
     floor: float = .1              # end of the cosine, fraction of the peak
     clip: float = 1.               # largest gradient norm, 0 = do not clip
-    accumulate: int = 1            # batches a step
+    accumulate: int = 1            # batches a step, each of the same weight
     ema: float = 0.                # decay of the averaged weights, 0 = none
     precision: str = 'float32'     # float32, or bf16 (autocast; weights stay float32)
     compile: bool = False          # torch.compile

@@ -184,7 +184,7 @@ def weights_of(name):
 
 def begin(model, name):
     """Load representation, encoder and, where both have it, connector of the checkpoint or run `name` into those of `model`,
-    strictly; and what else `model.begin(tensors, folder)` takes. CheckpointError where they do not fit."""
+    strictly; and what else `model.begin(tensors, folder, config)` takes. CheckpointError where they do not fit."""
     folder = weights_of(name)
     config, tensors = read_config(folder), read_tensors(folder)
     for part in ('representation', 'encoder', 'connector'):
@@ -194,7 +194,7 @@ def begin(model, name):
             raise CheckpointError(f'{folder}: its model has no {part}')
         mine = {k.removeprefix(f'{part}.'): v for k, v in tensors.items() if k.startswith(f'{part}.')}
         fill(getattr(model, part), mine, f'{folder}, {part}')
-    if hasattr(model, 'begin'): model.begin(tensors, folder)
+    if hasattr(model, 'begin'): model.begin(tensors, folder, config['model'])
     if config.get('contract'): check_contract(contract_of(model) or {}, config['contract'], folder)   # a table may be part of it
     return model
 

@@ -48,7 +48,9 @@ def fetch(name, weights=True, scratch=False, attn='', dtype='float32'):
     with random weights; weights=False: no model. ECGError: not there, not complete, or nothing but a pickle."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     want(dtype in DTYPES, f'dtype={dtype!r}; wanted one of {", ".join(DTYPES)}')
-    at = str(quiet(smollm2)) if name == 'smollm2' else str(name)
+    at = str(quiet(smollm2)) if name == 'smollm2' else str(Path(name).expanduser())
+    want(Path(at).is_dir() or not (at.startswith(('/', '.')) or at.count('/') > 1),
+         f'llm={name}: no such folder; wanted one with config.json, tokenizer and safetensors, or a Hub id')
     if Path(at).is_dir() and weights and not scratch:
         want(any(Path(at).glob('*.safetensors')), f'{at}: holds no *.safetensors; a pickle (*.bin) is not opened, '
              'as it can run code: save the model with save_pretrained(folder, safe_serialization=True)')
@@ -102,5 +104,7 @@ def adapt(lm, rank=16, alpha=32., dropout=.05, targets=''):
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen,
                         fan_in_fan_out=isinstance(layers[chosen[0]], Conv1D))
     inject_adapter_in_model(config, lm)
-    for n, p in lm.named_parameters(): p.requires_grad_('lora_' in n)
+    for n, p in lm.named_parameters():
+        p.requires_grad_('lora_' in n)
+        if 'lora_' in n: p.data = p.data.float()            # small steps are lost in bfloat16
     return lm

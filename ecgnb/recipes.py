@@ -8,6 +8,7 @@ __all__ = ['SECTIONS', 'recipes', 'Prepare', 'Train', 'section', 'run_of', 'reci
 
 # %% ../nbs/7_training/recipes.ipynb #92e600eb
 from dataclasses import MISSING
+from difflib import get_close_matches
 import numpy as np
 from .arguments import parsed
 from .fit import Fit
@@ -89,8 +90,10 @@ def override(run, text):
         if i and heads[0] == 'source' and key not in at and key in part_class(at).__dataclass_fields__:
             at.update(to_config(from_config(at)))                                       # the source that it takes by default
         if not isinstance(at.get(key), dict):
-            hint = did_you_mean(key, [k for k, v in at.items() if isinstance(v, dict)])
-            raise PartError(f"{text!r}: no '{'.'.join(heads[:i + 1])}'; {hint}")
+            parts, name = [k for k, v in at.items() if isinstance(v, dict)], next(iter(at))
+            whose = f'{at[name] if name in registries else heads[i - 1]} has no part' if i else 'no'
+            hint = f'; {did_you_mean(key, parts)}' if parts else ''
+            raise PartError(f"{text!r}: {whose} '{key}'{hint}")
         at = at[key]
     if at is run and last not in run:
         there = [name for name in SECTIONS if last in run[name]]
@@ -111,8 +114,12 @@ def override(run, text):
             there = '.'.join(heads)
             raise PartError(f"{text!r}: '{there}' is a {last} already; exchange it with {there}={value}")
         return
-    cls = SECTIONS[heads[-1]] if at is run.get(heads[-1]) and heads[-1] in SECTIONS else part_class(at)
-    if last not in cls.__dataclass_fields__: raise no_field(cls, last)
+    inside = heads[-1] in SECTIONS and at is run[heads[-1]]
+    cls = SECTIONS[heads[-1]] if inside else part_class(at)
+    if last not in cls.__dataclass_fields__:
+        others = {f: s for s in SECTIONS for f in run[s]} if inside else {}
+        near = [f'; did you mean {others[f]}.{f}={value}?' for f in get_close_matches(last, others, 1)]
+        raise PartError(str(no_field(cls, last)) + ''.join(near))
     kind = cls.__dataclass_fields__[last].type
     if getattr(kind, '__name__', kind) == 'Any' and heads[0] == 'source':               # what a source lies over, exchanged
         registries['source'][value]                             # a name that exists
@@ -161,8 +168,9 @@ def started(run):
     config = read_config(best)
     if not config.get('contract'):
         raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
-    theirs = {k: v for k, v in config['model'].items() if k in ('representation', 'encoder', 'connector') and isinstance(v, dict)
-              and k in part_class(run['model']).__dataclass_fields__}
+    same, names = config['model'].get('objective') == run['model']['objective'], part_class(run['model']).__dataclass_fields__
+    theirs = {k: v for k, v in config['model'].items()
+              if k in names and (same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder'))}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
     facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
     read = config.get('run', {}).get('prepare', {}) | facts

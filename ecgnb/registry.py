@@ -99,7 +99,7 @@ class Registry:
 
 def no_field(cls, name):
     "The error for a field that a part does not have."
-    return PartError(f"{cls.__name__} has no field '{name}'; it has {', '.join(f.name for f in fields(cls))}")
+    return PartError(f"{cls.__name__} has no field '{name}'; it has {', '.join(f.name for f in fields(cls)) or 'no fields'}")
 
 def facts(part):
     "The fields of a part that are not parts, as torch shows them inside a model."

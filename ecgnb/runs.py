@@ -61,15 +61,15 @@ def trained_on(best, frame, source):
     n = len(set(f[f['fold'].isin(folds)]['patient'].astype(str)) & set(frame['patient'].astype(str)))
     return f' WARNING: the model was trained on {n} of these patients; nothing here says how it does on others.' if n else ''
 
-def asked(name, args, cls):
+def asked(name, args, cls, others=OTHER_DATA):
     """What `ecgnb NAME RUN key=value ...` says: (the options, a `cls`; other texts, folder, that of the weights, its config.json),
-    checked; None where it asked for help, which is printed."""
+    checked; None where it asked for help, which is printed. `others`: the help's lines on keys of the run."""
     args = list(sys.argv[1:] if args is None else args)
     if not args or {'-h', '--help'} & set(args):
-        print(usage(f'ecgnb {name} RUN_OR_CHECKPOINT key=value ...', cls, *OTHER_DATA))
+        print(usage(f'ecgnb {name} RUN_OR_CHECKPOINT key=value ...', cls, *others))
         return None
-    mine, others = arguments(args[1:], cls, ('source', 'prepare'))
-    return cls(**section(cls, **mine)), others, *place(args[0])
+    mine, rest = arguments(args[1:], cls, [key.split('.')[0].split('=')[0] for key, _ in others])
+    return cls(**section(cls, **mine)), rest, *place(args[0])
 
 def loaded(best, device=''):
     "The model of a checkpoint on `device`, '' = cuda where there is one."

@@ -32,7 +32,7 @@ TAG = re.compile(r'<\s*(?:ecg|image|signal)\s*>', re.I)
 
 def said(content):
     "The text of a turn's content: a string, or chat models' list of {type: text | image}. ECGError: neither."
-    if isinstance(content, str): return TAG.sub(PLACE, content).strip()
+    if isinstance(content, str): return TAG.sub(PLACE, content.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')).strip()
     if isinstance(content, (list, tuple)) and all(isinstance(p, dict) for p in content):
         return '\n'.join(said(p['text']) if 'text' in p else PLACE for p in content).strip()
     raise ECGError(f'a turn says {content!r}; wanted text')
@@ -42,7 +42,7 @@ def turns_of(content, records=1):
     a report, or the JSON text of one. A place for each of `records` ECGs is put in front where none is. ECGError: none of these."""
     if isinstance(content, str) and content.lstrip()[:1] in ('[', '{'):
         try: content = json.loads(content)
-        except ValueError: pass                                     # a report may start with a bracket
+        except (ValueError, RecursionError): pass                                     # a report may start with a bracket
     if isinstance(content, dict): content = content.get('conversations', content.get('messages'))
     kind = ''
     if isinstance(content, str):
@@ -52,7 +52,7 @@ def turns_of(content, records=1):
         turns = []
         for t in content:
             who = t.get('role', t.get('from'))
-            want(who in ROLES, f'a turn of {who!r}; wanted one of {", ".join(ROLES)} as role or from, in {t}')
+            want(isinstance(who, str) and who in ROLES, f'a turn of {who!r}; wanted one of {", ".join(ROLES)} as role or from, in {t}')
             turns.append((ROLES[who], said(t.get('text', t.get('content', t.get('value'))))))
         answers = [t for who, t in turns if who == 'assistant'][-1:]
     elif isinstance(content, (list, tuple)) and len(content) == 3 and all(isinstance(t, str) for t in content[:2]):
@@ -63,7 +63,7 @@ def turns_of(content, records=1):
         turns = [('user', said(question)), ('assistant', '; '.join(answers))]
     else: raise ECGError(f'{str(content)[:80]!r} is no conversation; wanted turns with from and value or role and content, '
                          '[type, question, answer], or a report')
-    turns = [dict(role=who, text=text) for who, text in turns]
+    turns = [dict(role=who, text=text.replace(PLACE, '(ecg)') if who == 'assistant' else text) for who, text in turns]
     first = next((t for t in turns if t['role'] == 'user'), None)
     if first and not any(PLACE in t['text'] for t in turns): first['text'] = f'{PLACE}\n'*records + first['text']
     return turns, kind, answers
@@ -76,6 +76,9 @@ def checked(talk):
     want(places <= n, f'{name}: {places} places {PLACE} for {n} ECGs; give an ECG for each place, or take the place out')
     want(places == n, f'{name}: {n} ECGs but {places} places {PLACE} in its turns; write {PLACE} into a turn where each goes')
     roles = [t['role'] for t in turns]
+    said = [t['text'] for t in turns if t['role'] == 'assistant']
+    want(not any(PLACE in t for t in said), f'{name}: {PLACE} in a turn of the assistant, which is given no ECG')
+    want(all(said), f'{name}: the assistant says nothing in one of its turns')
     want('assistant' in roles, f'{name}: no assistant turn, so there is nothing to learn; its turns: {", ".join(roles) or "none"}')
     want('user' in roles[:roles.index('assistant')], f'{name}: the assistant speaks before anything was asked; put a user turn first')
     return talk
@@ -168,8 +171,9 @@ class TalkLoader(Loader):
         super().__init__(store, batch_size, seed, shuffle, 'int16', rank, world, drop_last, then, n=len(self.talks))
         self.control, self.patients = control, store.frame['patient'].to_numpy(object)
         self.length = torch.tensor([sum(len(t['text']) for t in talk['turns']) for talk in self.talks]) // STEP
-        want(control != 'other' or len(set(self.patients)) > 1,
-             "control='other' needs the ECGs of two patients or more; all here are of one")
+        asked = max(len({self.patients[self.windows[r][0]] for r in t['records']}) for t in self.talks)
+        want(control != 'other' or len(set(self.patients)) > asked,
+             f"control='other' needs an ECG of another patient; the store has {len(set(self.patients))}, a talk asks about {asked}")
 
     def order(self, epoch):
         rows, seeds = super().order(epoch)
@@ -188,7 +192,8 @@ class TalkLoader(Loader):
             rows, u = self.windows[r], int(bits(seed[None], 1, stream=100 + k)[0, 0] >> 1 & 0x7FFFFFFF)
             if self.control == 'other':
                 mine, n = {self.patients[self.windows[x][0]] for x in talk['records']}, len(self.patients)
-                out.append(next(i for i in (j % n for j in range(u, u + n)) if self.patients[i] not in mine))
+                free = [i for i in (j % n for j in range(u, u + n)) if self.patients[i] not in mine]
+                out.append(next((i for i in free if i not in out), free[0]))
             else: out.append(rows[u % len(rows)] if self.shuffle else rows[0])
         return out
 

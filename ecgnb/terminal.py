@@ -12,6 +12,7 @@ from contextlib import closing
 from .arguments import arguments
 from .dialogue import plain, record_of
 from .leads import ECGError
+from .prompt import TooLong
 from .registry import did_you_mean, options
 from .synth import synth
 
@@ -63,6 +64,7 @@ class Terminal:
                 at = k
                 print(plain(piece), end='', flush=True)
         print()
+        self.noted()
         if not self.d.pair: return print('both answers are the same: there is nothing to choose')
         best = self.read('better: a or b? ').strip().lower()
         if best not in ('a', 'b'):
@@ -82,6 +84,9 @@ class Terminal:
     def clear(self, rest): self.d.clear(); print('a new conversation')
     def help(self, rest): print(HELP)
 
+    def noted(self):
+        for text in self.d.notes: print(f'({plain(text)})')
+
     def unseen(self):
         if self.d.blind: print('(no ECG is loaded: this answer comes from the text alone)')
 
@@ -90,6 +95,7 @@ class Terminal:
         with closing(self.d.stream(text)) as pieces:
             for piece in pieces: print(plain(piece), end='', flush=True)
         print()
+        self.noted()
         self.saved()
 
     def line(self, text):
@@ -110,14 +116,17 @@ class Terminal:
                 if text: self.line(text)
             except EOFError: return failed
             except KeyboardInterrupt: print('\n(stopped; /quit leaves)')
-            except (ValueError, OSError) as err:
+            except Exception as err:                             # whatever it is, the next line may be typed
                 failed += 1
-                print(plain(f'{err}'), file=sys.stderr, flush=True)
+                text = ' '.join(plain(f'{err}' or type(err).__name__).split())
+                text += '; /clear begins anew'*isinstance(err, TooLong)
+                print(f'error: {text}', file=sys.stderr, flush=True)
 
 # %% ../nbs/9_app/terminal.ipynb #741828e4
 def lines(prompt):
     "The next line: typed behind `prompt`, or out of the pipe."
     if sys.stdin.isatty(): return input(prompt)
+    if getattr(sys.stdin, 'errors', '') == 'strict': sys.stdin.reconfigure(errors='surrogateescape')
     text = sys.stdin.readline()
     if not text: raise EOFError
     return text

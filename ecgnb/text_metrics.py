@@ -115,7 +115,7 @@ def _bleu(said, answers):
     return score.sentence_score(normalised(said), [normalised(joined(answers))])
 
 # %% ../nbs/6_language/text_metrics.ipynb #36ec9edb
-TOLERANCE = {'bpm': 5., 'ms': 20., 'mv': .1, 'deg': 15., '%': 5., '': .05}  # '' (no unit): times the wanted number
+TOLERANCE = {'bpm': 5., 'ms': 10., 'mv': .1, 'deg': 15., '%': 5., '': .05}  # '' (no unit): times the wanted number
 SCALE = {'s': ('ms', 1000.)}
 
 def _quantities(text):

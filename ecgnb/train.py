@@ -184,6 +184,7 @@ def go_on(run, src, model, accelerator, quiet):
     then = getattr(model, 'reader', None) or getattr(model.representation, 'tokenise', None)        # in the loader's workers
     made = src.loader if getattr(model, 'reads', '') == 'talks' else loader
     batches = made(parts['train'], t['batch_size'], seed=how['seed'], then=then)
+    if hasattr(model, 'check'): model.check(batches.talks)
     size = min(t['batch_size'], len(parts['val']))
     unseen = made(parts['val'], size, seed=how['seed'], shuffle=False, drop_last=False, then=then)
     if main: write_text(out/'run.json', json.dumps(run, indent=1) + '\n')
@@ -244,6 +245,7 @@ def go_on(run, src, model, accelerator, quiet):
                    best_step=watch.step, best_val_loss=watch.best,
                    parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
                    windows={k: len(p) for k, p in parts.items()},
+                   **(dict(talks=dict(train=batches.n, val=unseen.n)) if made is not loader else {}),
                    seconds=round(before + time.time() - began, 1), ecg_per_s=round(ecgs/max(seconds, 1e-9), 1),
                    checkpoint=str(out/'best'), torch=torch.__version__)
     if watch.step and main and not (out/'best').is_dir():

@@ -229,3 +229,31 @@ def test_pickles_are_not_opened(llms, tmp_path):
 def test_config_round_trip(llms):
     m = build(llms('opt'), 'st_vit', 'mlp', lora=2, learn='connector,llm')
     assert to_config(from_config(json.loads(json.dumps(to_config(m))))) == to_config(m)
+
+
+def test_adapters_of_another_scale_are_refused(llms, tmp_path):
+    save(build(llms('llama'), 'vit1d', learn='connector,llm', lora=2, lora_alpha=4.), tmp_path/'m')
+    with pytest.raises(CheckpointError, match='lora_alpha=4.*set model.lora_alpha=4'): begin(build(llms('llama'), 'vit1d', learn='connector,llm', lora=2), tmp_path/'m')
+    with pytest.raises(CheckpointError, match=r'\(lora=2\).*\(lora=8\)'): begin(build(llms('llama'), 'vit1d', learn='connector,llm', lora=8), tmp_path/'m')
+
+
+def test_adapters_of_a_bfloat16_model_train_in_float32(llms):
+    m = build(llms('llama'), 'vit1d', learn='connector,llm', lora=2, dtype='bfloat16')
+    assert {p.dtype for n, p in m.named_parameters() if p.requires_grad} == {torch.float32} and m.lm.dtype == torch.bfloat16
+    one_step(m)
+    assert len(m.eval().reply(batch(), most=4)) == 3
+    with pytest.raises(ECGError, match='small steps would be lost'): build(llms('llama'), 'vit1d', dtype='bfloat16')
+
+
+def test_a_training_of_which_nothing_fits_does_not_start(llms):
+    m = build(llms('llama'), 'vit1d', context=16)
+    with pytest.raises(ECGError, match='no room'): m.check(batch()['talks'])
+    build(llms('llama'), 'vit1d').check(batch()['talks'])
+
+
+def test_the_next_stage_takes_what_it_does_not_name_from_the_checkpoint(llms, tmp_path):
+    from ecgnb.recipes import build as run_of
+    save(build(llms('llama'), 'vit1d', learn='connector,llm', lora=2, lora_alpha=4., system='Read.'), tmp_path/'m')
+    model = run_of('elm_next', f'train.start={tmp_path}/m', 'source=synth_qa', 'source.ecg.n=20', 'prepare.fs=100', 'prepare.seconds=5')['model']
+    assert (model['llm'], model['lora'], model['lora_alpha'], model['system'], model['learn']) == (llms('llama'), 2, 4., 'Read.', 'connector,llm')
+    assert model['connector']['connector'] == 'linear' and model['encoder']['encoder'] == 'vit1d'

@@ -10,10 +10,12 @@ from project import two_ranks
 from torch import nn
 
 from ecgnb import answers, connector, encoder, evaluate, objective, representation
-from ecgnb.answers import CONDITIONS, PRIOR, How, figure, judge, main, replies
+from ecgnb.answers import CONDITIONS, PRIOR, How, figure, judge, main, replies, too_long
 from ecgnb.hub import CheckpointError, save
 from ecgnb.leads import ECGError
+from ecgnb.objectives.answer import Answer
 from ecgnb.prepare import prepare
+from ecgnb.prompt import TooLong
 from ecgnb.recipes import complete, run_of
 from ecgnb.registry import to_config
 from ecgnb.reliance import Prior, compared, judged, means, of_fold, question, questions, three, weights
@@ -107,8 +109,12 @@ def test_means_are_weighted_means():
     assert np.isnan(got[:, 2]).all()
 
 
-def test_intervals_of_one_patient_are_none():
-    assert [np.isnan(three(np.array([.5, .5, .5]), n)['low']) for n in (1, 2)] == [True, False]
+def test_intervals_of_few_patients_are_none():
+    assert [np.isnan(three(np.array([.5, .5, .5]), n)['low']) for n in (1, 4, 5)] == [True, True, False]
+    many = [talk(['70 bpm'] if k < 4 else ['yes'], f'p{k}') for k in range(9)]
+    frame, _ = compared(many, dict(ecg=['yes']*9), dict(ecg=judged(many, ['yes']*9)), weights(many, 100))
+    f = frame.set_index('metric')                           # 4 of the 9 patients are behind the numbers
+    assert f.loc['number', 'patients'] == 4 and np.isnan(f.loc['number', 'low']) and f.loc['score', 'patients'] == 9 and np.isfinite(f.loc['score', 'low'])
 
 
 def test_clustered_intervals_are_wider_than_those_of_independent_rows():
@@ -132,6 +138,11 @@ def test_the_headline_by_kind_of_answer():
     assert ((t.fillna(0) >= 0) & (t.fillna(0) <= 1 + 1e-9)).all().all() and t.columns[0] == 'score'
 
 
+def test_what_is_offered_is_judged_to_the_letter():
+    many = [talk(['80 ms'], kind='qrs-choose'), talk(['80 ms'], kind='qrs-choose'), talk(['80 ms'], kind='qrs-query')]
+    t = judged(many, ['80 ms', '90 ms', '90 ms'])
+    assert t['score'].tolist() == [1, 0, 1] and t['number'].isna().tolist() == [True, True, False]
+
 # ---- the evaluation --------------------------------------------------------------------------------------------------
 
 def test_a_model_that_knows_and_one_that_ignores_the_ecg(store):
@@ -141,7 +152,7 @@ def test_a_model_that_knows_and_one_that_ignores_the_ecg(store):
     assert [r.lead(c) for c in ('none', 'zeros', 'other')] == [1, 1, 1] and set(r.frame['condition']) == {*CONDITIONS, PRIOR}
     assert set(r.frame['kind']) == {'all', *of_fold(SOURCE.talks, 'test')['kind']}
     blind = judge(Model(lambda t, *_: 'yes', store.contract), store, SOURCE, times=200)
-    assert 0 < blind.value() < 1 and (blind.reliance.query('control != @PRIOR')[['value', 'low', 'high']] == 0).all().all()
+    assert 0 < blind.value() < 1 and (blind.reliance.query('control != @PRIOR')[['value', 'low', 'high']].fillna(dict(low=0, high=0)) == 0).all().all()
     assert blind.lead(PRIOR) == pytest.approx(blind.value() - blind.value(condition=PRIOR))
     empty = judge(Model(lambda *_: ' \n', store.contract), store, SOURCE, times=100, conditions='ecg', prior='9')
     assert empty.value() == 0 and empty.value('empty') == 1 and empty.value(column='n') == n
@@ -195,6 +206,25 @@ def test_json_without_nan_and_html_that_is_text(store):
     page = r._repr_html_()
     assert '<script>' not in page and '<b>' not in page and '&lt;b&gt;bold' in page and page.count('<img') >= 5
     assert 'signal reliance' in repr(r) and len(r.examples) == 4 and figure(r).png()[:4] == b'\x89PNG'
+    r.frame['kind'] = r.frame['kind'].replace({k: rf'$\{k}$' for k in set(r.frame['kind'])})
+    assert figure(r).png()[:4] == b'\x89PNG', 'a kind that looks like a formula'
+
+
+def test_questions_longer_than_the_context_are_wrong(store, tmp_path):
+    f = of_fold(SOURCE.talks, 'test').head(4).copy()
+    f['turns'] = [[dict(role='user', text=t[0]['text'] + ' and so on'*200*(k == 1)), *t[1:]] for k, t in enumerate(f['turns'])]
+    m = speaker(tiny(tmp_path))
+    with pytest.raises(TooLong): replies(m, store, f.to_dict('records'))
+    for model in (m, text_speaker(m)):
+        r = judge(model, store, f, times=100, most=3, conditions='ecg,noise,none', prior='test')
+        assert '1 question was longer than the context: counted as wrong' in r.protocol and len(r.rows) == 4*r.rows['condition'].nunique()
+        mine = r.rows[(r.rows['id'] == f['id'].iloc[1]) & (r.rows['condition'] != PRIOR)]
+        assert (mine['said'] == '').all() and (mine['score'] == 0).all() and (r.rows['said'] != '').sum() > 4
+    m.connector.n_tokens = 0                                # their number is known to the reader alone
+    m.reader = lambda batch, reply=False, room=0: Answer.reader(m, batch | dict(tokens=torch.zeros(1, 5), tokens_valid=torch.ones(1, 5).long()), reply, room)
+    assert too_long(m, store, f.to_dict('records'), 'noise') == {f['id'].iloc[1]}
+    f['turns'] = [f['turns'].iloc[1]]*4
+    with pytest.raises(ECGError, match='none of the 4 questions fits'): judge(text_speaker(m), store, f)
 
 
 def test_a_language_model_alone(store):
@@ -217,6 +247,8 @@ def speaker(llm):
     torch.manual_seed(0)
     return objective['answer'](representation['signal'](fs=50., length=200), encoder['vit1d'](length=200, dim=32, depth=1, heads=2), connector['linear'](), llm=llm, context=256)
 
+
+def text_speaker(m): return objective['answer'](m.representation, llm=m.llm, context=256)
 
 def both(store, llm):
     "What a process says: a model in many batches, in one (of which the second process has none), and a language model."
@@ -250,7 +282,7 @@ def test_two_ranks_equal_one_number_for_number(store, tmp_path):
 def test_the_command_writes_beside_the_checkpoint(store, tmp_path, monkeypatch, capsys):
     (tmp_path/'results.json').write_text('{"train": 1}')
     run = dict(source=dict(source='synth_qa'))
-    for name, f in dict(asked=lambda n, a, c: (How(times=100, fold='9', device='cpu'), [], tmp_path, tmp_path/'best', {}), run_for=lambda *a: run, from_config=lambda c: SOURCE,
+    for name, f in dict(asked=lambda n, a, c: (How(times=100, fold='9', device='cpu'), [], tmp_path, tmp_path/'best', {'model': {'objective': 'answer'}}), run_for=lambda *a: run, from_config=lambda c: SOURCE,
                         load=lambda *a, **k: Model(knows(SOURCE.talks), store.contract), store_of=lambda *a, **k: store, trained_on=lambda *a: ' WARNING: seen.').items():
         monkeypatch.setattr(answers, name, f)
     main(['x'])
@@ -261,8 +293,15 @@ def test_the_command_writes_beside_the_checkpoint(store, tmp_path, monkeypatch, 
     rows = [json.loads(s) for s in (tmp_path/'answers.jsonl').read_text().splitlines()]
     assert len(rows) == 6*best[0]['n'] and {'id', 'records', 'kind', 'condition', 'said', 'wanted', 'score'} <= set(rows[0])
     assert str(tmp_path/'results.json') in capsys.readouterr().out
+    for name in ('results.json', 'answers.jsonl'): (tmp_path/name).unlink()
+    with monkeypatch.context() as m, pytest.raises(ValueError, match='no picture'):
+        m.setattr(answers, 'figure', lambda r: (_ for _ in ()).throw(ValueError('no picture')))
+        main(['x'])
+    assert (tmp_path/'answers.jsonl').exists() and 'answers' in json.loads((tmp_path/'results.json').read_text())
     monkeypatch.setattr(answers, 'from_config', lambda c: SOURCE.ecg)
     with pytest.raises(ECGError, match='synth_qa has no talks; type source='): main(['x'])
+    monkeypatch.setattr(answers, 'asked', lambda *a: (How(), [], tmp_path, tmp_path/'best', {'model': {'objective': 'masked'}}))
+    with pytest.raises(ECGError, match='a model of objective masked, which answers nothing; wanted objective answer. `ecgnb evaluate '): main(['x'])
 
 
 def test_a_run_from_the_command_line(tmp_path, cache, capsys):

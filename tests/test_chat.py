@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from ecgnb import chat
 from ecgnb.chat import Chat
 from ecgnb.dialogue import Dialogue, brought, read_file, read_lines, record_of
 from ecgnb.leads import STANDARD, ECGError
+from ecgnb.prompt import TooLong
 from ecgnb.sources.sample import Sample
 from ecgnb.synth import synth
 from ecgnb.terminal import Terminal
@@ -76,7 +78,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch, file, how, said):
 @pytest.mark.parametrize('change, said', [
     (lambda e: e.crop(0, 4), 'it holds 4 s; the model reads 10 s'), (lambda e: e.pick(['I', 'II', 'V1']), 'V2'),
     (lambda e: e.but(e.signal[[0, 1, 2, 4, 3, *range(5, 12)]]), 'aVR and aVL look exchanged'), (lambda e: e.but(e.signal*1000), 'uV'),
-    (lambda e: e.but(np.full_like(e.signal, np.nan)), 'nothing recorded')])
+    (lambda e: e.but(np.full_like(e.signal, np.nan)), 'nothing recorded'), (lambda e: e.but(np.full_like(e.signal, .3)), 'all leads are flat')])
 def test_ecgs_that_do_not_fit(change, said):
     d = Dialogue(Scribe())
     with pytest.raises(ECGError, match=said) as err: d.load(change(E))
@@ -190,7 +192,7 @@ def test_files_of_others_are_safe(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError): d.save(file)
     assert file.read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == ['t.jsonl']
-    assert read_lines(file)[0]['turns'][0]['text'] == 'h\u00e9\udce9'
+    assert read_lines(file)[0]['turns'][0]['text'] == 'h\u00e9\ufffd'
 
 # the window
 
@@ -320,6 +322,38 @@ def test_terminal_errors_go_on(capsys):
     err = capsys.readouterr().err
     assert failed == 10 and len(d.turns) == 2, err
     for said in ('wanted a file', 'no such file', 'wanted float', 'quotation', "did you mean 'save'", 'nothing was asked', 'no recording', 'XYZ', 'context'): assert said in err, said
+
+class Moody(Scribe):
+    "Fails or warns where it is told to."
+    def stream(self, batch, *more, **how):
+        said = batch['talks'][0]['turns'][-1]['text']
+        if 'break' in said: raise RuntimeError('CUDA\nout of memory')
+        if 'long' in said: raise TooLong('too many tokens')
+        if 'full' in said: warnings.warn('context=9 is full: the 2 oldest exchanges were not read')
+        yield from super().stream(batch, *more, **how)
+
+def test_any_error_is_a_line_and_a_warning_a_sentence(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        failed, d = session(Moody(), 'One?', 'break', 'long', 'full?', '/two full?', 'a', 'Caf\udce9?', save=str(tmp_path/'t.jsonl'))
+    out, err = capsys.readouterr()
+    assert failed == 2 and err.splitlines() == ['error: CUDA out of memory', 'error: too many tokens; /clear begins anew']
+    assert out.count('(context=9 is full: the 2 oldest exchanges were not read)\n') == 2 and not d.notes
+    row, = read_lines(tmp_path/'t.jsonl')
+    assert [t['text'] for t in row['turns'] if t['role'] == 'user'] == ['One?', 'full?', 'full?', 'Caf\ufffd?']
+
+def test_window_says_warnings_and_full_contexts():
+    c = Chat(Moody())
+    for text in ('full?', 'long'):
+        c.question.value = text
+        c.ask(); finished(c)
+    page = ''.join(w.value for w in walk(c.turns) if hasattr(w, 'value'))
+    assert page.count('context=9 is full') == 1 and 'too many tokens; New conversation begins anew' in page
+
+def test_a_latin_1_pipe(root):
+    p = subprocess.run([sys.executable, '-c', SLOW.replace('slow=.1, says=\'word \'*500', '')], input=b'Caf\xe9?\nAnd?\n', capture_output=True, cwd=root,
+                       env=os.environ | dict(PYTHONIOENCODING='utf-8:strict'), timeout=60)
+    assert b'turns [None, None, None, None]' in p.stdout and not p.stderr, p
 
 def test_terminal_is_not_steered(capsys):
     session(Scribe(says=EVIL), '/two ?', 'a', 'go?', f'/ecg {EVIL}.npy')

@@ -78,7 +78,7 @@ def test_one_notebook_adds_an_encoder(tmp_path):
     assert run.returncode == 0 and 'found' in run.stdout, run.stdout + run.stderr
 
     (tmp_path / 'after/tests').mkdir()
-    for f in ('conftest.py', 'project.py', 'test_registry.py'): shutil.copy(ROOT / 'tests' / f, tmp_path / 'after/tests')
+    for f in ('conftest.py', 'project.py', 'test_registry.py', 'visions.py'): shutil.copy(ROOT / 'tests' / f, tmp_path / 'after/tests')
     run = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_registry.py', '-k', 'toy'], cwd=tmp_path / 'after',
                          env=env, capture_output=True, text=True, timeout=300)
     passed = re.search(r'(\d+) passed', run.stdout)

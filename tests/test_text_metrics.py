@@ -132,7 +132,7 @@ def test_weights_are_repeated_rows():
 
 @pytest.mark.parametrize('said, wanted, right, error', [
     ('72 bpm', '72 bpm', 1, 0), ('The rate is 76 beats per minute', '72 bpm', 1, 4), ('about 90', '72 bpm', 0, 18),
-    ('PR 0.17 s, QRS 90 ms', '160 ms', 1, 10), ('QRS 90 ms at 70 bpm', '72 bpm', 1, 2),
+    ('PR 0.17 s, QRS 90 ms', '160 ms', 1, 10), ('171 ms', '160 ms', 0, 11), ('QRS 90 ms at 70 bpm', '72 bpm', 1, 2),
     ('V1 and lead 2', '72 bpm', 0, 70),
     ('no idea', '72 bpm', 0, np.nan), ('', '72', 0, np.nan), ('-175°', '178 degrees', 1, 7),
     ('100', '104', 1, 4), ('100', '120', 0, 20),

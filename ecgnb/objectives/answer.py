@@ -88,6 +88,8 @@ class Answer(nn.Module):
         want(not self.lora or 'llm' in self.parts, f"lora={self.lora}, but learn={self.learn!r} does not name llm; "
              "say learn='connector,llm'")
         want(self.lora >= 0 and self.llm_rate >= 0, f'lora={self.lora}, llm_rate={self.llm_rate:g}; wanted 0 or more')
+        want(not self.whole or self.dtype not in ('bfloat16', 'float16'), f'dtype={self.dtype} with all weights of the language '
+             'model trained: small steps would be lost; say dtype=float32 and fit.precision=bf16, or lora=16')
         self.lm, self.tokenizer = fetch(self.llm, scratch=self.scratch, attn=self.attn, dtype=self.dtype)
         self.most = getattr(self.lm.config, 'max_position_embeddings', None) or self.context
         want(self.context <= self.most, f'context={self.context:,}: {self.llm} reads {self.most:,} tokens; '
@@ -131,7 +133,7 @@ class Answer(nn.Module):
                            f'this one has {code(self.mark)}); set llm= to the model of then')
         super()._load_from_state_dict(state, prefix, *more)
 
-    def begin(self, tensors, where):
+    def begin(self, tensors, where, theirs):
         "Take the language model's trained weights of another answer model's checkpoint. CheckpointError where they do not fit."
         mine = {k[3:]: v for k, v in tensors.items() if k.startswith('lm.')}
         if 'mark' not in tensors: return
@@ -142,9 +144,12 @@ class Answer(nn.Module):
         if not mine: return
         if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in own.items()}:
             kind = lambda names: 'adapters' if any('lora_' in n for n in names) else 'whole weights'
-            raise CheckpointError(f'{where}: holds {kind(mine)} of a language model, {len(mine)} tensors; this model trains '
-                                  f'{kind(own) if own else "none"}, {len(own)}: set model.lora, model.targets and model.learn as '
-                                  'they were')
+            raise CheckpointError(f"{where}: holds {kind(mine)} of a language model (lora={theirs.get('lora')}), this model trains "
+                                  f'{kind(own) if own else "none"} (lora={self.lora}): set model.lora, model.targets and model.learn '
+                                  'as they were')
+        if self.lora and theirs.get('lora_alpha', self.lora_alpha) != self.lora_alpha:
+            raise CheckpointError(f"{where}: its adapters were trained with lora_alpha={theirs['lora_alpha']:g}, this model has "
+                                  f"{self.lora_alpha:g}; set model.lora_alpha={theirs['lora_alpha']:g}")
         with torch.no_grad():
             for n, p in own.items(): p.copy_(mine[n])
 
@@ -172,6 +177,14 @@ class Answer(nn.Module):
         keep = out['labels'].shape[1] - int(told[0]) + 1 if len(told) else 2
         left = sum(r.get('left', 0) for r in rows)
         return batch | out | dict(talks=talks, keep=keep, left=left, skipped=torch.tensor(skipped))
+
+    def check(self, talks):
+        "Nothing, or TooLong where none of the talks (of 256 spread over them) fits the context."
+        for t in talks[::max(1, len(talks)//256)]:
+            t = t if self.connector is not None else without(t)
+            try: return self.prompt.write(t, [self.connector.n_tokens if self.connector is not None else 0]*len(t['records']))
+            except TooLong as err: last = err
+        raise last
 
     def ecgs(self, batch):
         "(E * M, H): what the language model reads of the batch's ECGs; one that is `same` as an earlier one is read once."
