@@ -28,13 +28,13 @@ class Loader:
         if batch_size < 1: raise ECGError(f'batch_size={batch_size}; wanted 1 or more')
         if unit not in ('int16', 'mV'):
             raise ECGError(f"unit={unit!r}; wanted 'int16' (with scale, for the device) or 'mV'")
+        self.batch_size, self.n, self.drop_last = batch_size, n, drop_last
+        self.among(rank, world)
         if drop_last and n < batch_size:
             raise ECGError(f'{n} windows make no batch of {batch_size}; say batch_size={n} or less, or drop_last=False')
         if n == 0: raise ECGError('the store or view is empty')
-        self.store, self.batch_size, self.seed, self.shuffle, self.unit = store, batch_size, seed, shuffle, unit
-        self.n, self.drop_last, self.then = n, drop_last, then
+        self.store, self.seed, self.shuffle, self.unit, self.then = store, seed, shuffle, unit, then
         self._epoch = None                                                      # of the latest _plan
-        self.among(rank, world)
         self.records = store.frame['record'].to_numpy(object)
         self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
         self.labels = torch.from_numpy(store.labels)
