@@ -59,16 +59,17 @@ def same_again(m, folder):
 
 
 @pytest.mark.parametrize('family', list(FAMILIES))
-@pytest.mark.parametrize('name', JOINED + ALONE)
-def test_every_connector_with_every_language_model(name, family, llms, tmp_path):
-    m = build(llms(family), 'vit1d' if name in JOINED else None, name)
+@pytest.mark.parametrize('join', ALONE)
+def test_every_connector_without_encoder_with_every_language_model(join, family, llms, tmp_path):
+    m = build(llms(family), None, join)
     one_step(m); same_again(m, tmp_path/'m')
 
 
+@pytest.mark.parametrize('family', list(FAMILIES))
 @pytest.mark.parametrize('join', JOINED)
 @pytest.mark.parametrize('name', ENCODERS)
-def test_every_encoder_with_every_connector_of_encoders(name, join, llms, tmp_path):
-    m = build(llms('llama'), name, join)
+def test_every_encoder_with_every_connector_and_every_language_model(name, join, family, llms, tmp_path):
+    m = build(llms(family), name, join)
     one_step(m); same_again(m, tmp_path/'m')
 
 
