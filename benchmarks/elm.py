@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import torch                                                            # noqa: E402
 from torch.utils.data import default_collate                            # noqa: E402
-from ecgnb.llm import quiet                                             # noqa: E402
+from ecgnb.pretrained import quiet                                           # noqa: E402
 from ecgnb.prepare import prepare                                       # noqa: E402
 from ecgnb.registry import connector, encoder, objective, representation, source     # noqa: E402
 from ecgnb.settings import data_dir                                     # noqa: E402

@@ -17,6 +17,7 @@ import pandas as pd
 from accelerate import PartialState
 from torch import distributed
 from tqdm.auto import tqdm
+from .batch import world
 from .hub import check_contract, contract_of, load, write_text
 from .paper import Paper
 from .plot import plot
@@ -37,21 +38,21 @@ PRIOR, RELIANCE = 'text prior', 'signal reliance: score with the ECG less the sc
 
 def ranks():
     "(rank, world) of this process."
-    there = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if there else (0, 1)
+    n = world()
+    return (distributed.get_rank() if n > 1 else 0), n
 
 def replies(model, store, talks, control='', batch_size=16, most=64, seed=0, title=''):
     """What the model says to each talk, list of str, greedily. Batches are cut from the whole list and dealt to the
     processes, so that each has the same companions however many processes there are; all get all."""
-    rank, world = ranks()
+    rank, n = ranks()
     many = talk_loader(store, pd.DataFrame(talks), batch_size=min(batch_size, len(talks)), seed=seed, shuffle=False,
                        drop_last=False, control=control)
     mine = {}
-    for k in tqdm(range(rank, len(many), world), title, disable=rank > 0 or not title):
+    for k in tqdm(range(rank, len(many), n), title, disable=rank > 0 or not title):
         b = many[k]
         mine[k] = list(zip([t['id'] for t in b['talks']], model.reply(b, most=most)))
-    parts = [mine]*world
-    if world > 1: distributed.all_gather_object(parts, mine)
+    parts = [mine]*n
+    if n > 1: distributed.all_gather_object(parts, mine)
     said = {k: v for p in parts for k, v in p.items()}
     said = [row for k in range(len(many)) for row in said[k]]
     want([i for i, _ in said] == [t['id'] for t in talks], f'{type(model).__name__}.reply gave {len(said)} answers to '
@@ -61,7 +62,7 @@ def replies(model, store, talks, control='', batch_size=16, most=64, seed=0, tit
 def too_long(model, store, talks, control='', most=64, seed=0):
     "Ids of the talks that do not fit the model's context together with an answer of `most` tokens."
     if not hasattr(model, 'reader'): return set()
-    c, room, out = model.connector, max(0, model.context + most - model.most), set()
+    c, room, out = model.connector, model.room(most), set()
     bare = c is None or control == 'none'
     if not bare and not c.n_tokens:
         many = talk_loader(store, pd.DataFrame(talks), batch_size=1, seed=seed, shuffle=False, drop_last=False,

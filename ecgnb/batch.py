@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'Batch', 'Out', 'to_mv', 'to_device', 'collate', 'mix', 'sample_seeds', 'bits', 'uniform', 'normal',
-           'drawn', 'draw', 'fed', 'world', 'mean_of', 'known_only']
+           'drawn', 'draw', 'fed', 'world', 'mean_of', 'made_by', 'known_only']
 
 # %% ../nbs/0_base/batch.ipynb #bbbfa577
 import math
@@ -145,6 +145,13 @@ def mean_of(total, count, training=True):
     return total * n / least
 
 # %% ../nbs/0_base/batch.ipynb #40a41288
+def made_by(batch, what, mark):
+    "ECGError unless the batch's `what`, such as 'tokens were', made before, were made by the representation of this `mark`."
+    theirs = batch.get(f'{what.split()[0]}_of')
+    if theirs != mark:
+        raise ECGError(f"the batch's {what} made by {theirs!r}, this model reads those of {mark!r}: "
+                       "tokenise with the model's own representation, or give it the signal alone")
+
 def known_only(representation, batch, known):
     """The batch normalised by what is `known` (B, C, T) bool, 0 elsewhere. A lead of which nothing is known borrows the
     mean shift and gain of the others."""

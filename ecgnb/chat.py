@@ -15,15 +15,13 @@ import time
 from contextlib import closing
 from html import escape
 from pathlib import Path
-import torch
 from ipywidgets import HTML, Accordion, Box, Button, FileUpload, HBox, Layout, Text, VBox
 from .dialogue import Answering, Dialogue, plain, record_of
-from .hub import load
 from .leads import ECGError
 from .plot import png
 from .prompt import TooLong
 from .registry import from_config, options
-from .runs import asked, run_for
+from .runs import asked, loaded, run_for
 from .synth import synth
 from .terminal import HELP, File, Terminal, lines
 
@@ -261,7 +259,7 @@ def main(args=None):
     if line is None: return print(f'\nThen, a line each: a question, or\n{HELP}')
     how, others, home, best, config = line
     if how.ecg and how.record: raise ECGError('ecg= and record= are both given; wanted one: the other by /ecg or /record')
-    model = load(best, device=how.device or ('cuda' if torch.cuda.is_available() else 'cpu'), verbose=False)
+    model = loaded(best, how.device, verbose=False)
     answering = {k: getattr(how, k) for k in Answering.__dataclass_fields__}
     d = Dialogue(model, home.name, (config.get('run') or {}).get('prepare'), **answering)
     made = []

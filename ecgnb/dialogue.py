@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 import numpy as np
 import torch
-from .batch import collate, to_device
+from .batch import collate
 from .ecg import ECG
 from .hub import contract_of
 from .io_array import bad, local_file, read_array
@@ -28,7 +28,7 @@ from .leads import ECGError
 from .prepare import Refused, windows
 from .registry import did_you_mean, options
 from .store import atomic
-from .talk import PLACE, TAG
+from .talk import PLACE, TAG, said
 from .transformer import want
 
 # %% ../nbs/9_app/dialogue.ipynb #7fcee3b3
@@ -188,8 +188,7 @@ class Dialogue:
 
     def asked(self, text):
         "The user turn of a question, with a place for each ECG that waits, or where the text itself says <ecg>."
-        text = str(text).encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')       # halves of characters
-        text, k = TAG.sub(PLACE, text).strip(), len(self.waiting)
+        text, k = said(str(text)), len(self.waiting)
         want(text, 'nothing was asked')
         n = text.count(PLACE)
         want(n in (0, k), f'the question has {n} {PLACE}, and {k} ECGs were loaded since the last one: '
@@ -203,9 +202,7 @@ class Dialogue:
         talk = dict(id=self.id, records=[f['record'] for _, f in ecgs], turns=turns, kind='', answers=[])
         batch = collate(e for e, _ in ecgs) if ecgs else \
             dict(signal=torch.zeros(0, len(c['leads']) if c else 1, c['length'] if c else 1), record=[])
-        device = next((p.device for p in getattr(self.model, 'parameters', list)()), 'cpu')
-        batch = to_device(batch | {'talks': [talk]}, device)
-        with closing(self.model.stream(batch, self.how.most, temperature=temperature, seed=seed)) as said:
+        with closing(self.model.stream(batch | {'talks': [talk]}, self.how.most, temperature=temperature, seed=seed)) as said:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter('ignore')
                 warnings.simplefilter('always', UserWarning)

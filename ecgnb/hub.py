@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .registry import from_config, to_config

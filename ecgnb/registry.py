@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['source', 'representation', 'encoder', 'objective', 'connector', 'registries', 'PartError', 'snake', 'did_you_mean',
-           'comments', 'fields_of', 'options', 'Registry', 'no_field', 'facts', 'describe', 'to_config', 'from_config',
-           'typed']
+           'comments', 'fields_of', 'options', 'Registry', 'no_field', 'facts', 'describe', 'to_config', 'stamp',
+           'from_config', 'typed']
 
 # %% ../nbs/0_base/registry.ipynb #a30fa713
 import ast
+import hashlib
 import importlib
 import inspect
+import json
 import linecache
 import pkgutil
 import re
@@ -117,6 +119,12 @@ def to_config(part):
     "A part as a JSON-able dict: `{'encoder': 'st_vit', 'dim': 768, ...}`; parts in fields nest."
     value = lambda v: to_config(v) if hasattr(type(v), '_registry') else v
     return {part._registry: snake(type(part).__name__), **{f.name: value(getattr(part, f.name)) for f in fields(part)}}
+
+def stamp(part):
+    "What stands for a representation in a batch that it made: its name and a hash of its configuration and contract."
+    config = to_config(part)
+    said = json.dumps([config, part.contract], sort_keys=True)
+    return f'{config[part._registry]}:{hashlib.sha256(said.encode()).hexdigest()[:16]}'
 
 def from_config(config):
     "The part that `to_config` described. PartError for an unknown part or field, or a value of the wrong type."

@@ -71,9 +71,9 @@ def asked(name, args, cls, others=OTHER_DATA):
     mine, rest = arguments(args[1:], cls, [key.split('.')[0].split('=')[0] for key, _ in others])
     return cls(**section(cls, **mine)), rest, *place(args[0])
 
-def loaded(best, device=''):
+def loaded(best, device='', verbose=True):
     "The model of a checkpoint on `device`, '' = cuda where there is one."
-    return load(best, device=device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    return load(best, device=device or ('cuda' if torch.cuda.is_available() else 'cpu'), verbose=verbose)
 
 def some(store, n, seed):
     "n windows of a store or view, drawn by the seed, in their order; all where n is 0 or there are no more."

@@ -171,9 +171,9 @@ class TalkLoader(Loader):
         super().__init__(store, batch_size, seed, shuffle, 'int16', rank, world, drop_last, then, n=len(self.talks))
         self.control, self.patients = control, store.frame['patient'].to_numpy(object)
         self.length = torch.tensor([sum(len(t['text']) for t in talk['turns']) for talk in self.talks]) // STEP
-        asked = max(len({self.patients[self.windows[r][0]] for r in t['records']}) for t in self.talks)
-        want(control != 'other' or len(set(self.patients)) > asked,
-             f"control='other' needs an ECG of another patient; the store has {len(set(self.patients))}, a talk asks about {asked}")
+        if control == 'other':
+            n, asked = len(set(self.patients)), max(len(self.who(t)) for t in self.talks)
+            want(n > asked, f"control='other' needs an ECG of another patient; the store has {n}, a talk asks about {asked}")
 
     def order(self, epoch):
         rows, seeds = super().order(epoch)
@@ -185,15 +185,19 @@ class TalkLoader(Loader):
         shuffled = [whole[k] for k in plan(len(whole), self.seed, epoch)[0]] if whole else []
         return torch.cat(shuffled + [b for b in batches if len(b) < B]), seeds
 
+    def who(self, talk):
+        "The patients of a talk."
+        return {self.patients[self.windows[r][0]] for r in talk['records']}
+
     def windows_of(self, talk, seed):
         "Rows of the store for the ECGs of a talk."
-        out = []
+        out, mine, n = [], self.who(talk), len(self.patients)
         for k, r in enumerate(talk['records']):
             rows, u = self.windows[r], int(bits(seed[None], 1, stream=100 + k)[0, 0] >> 1 & 0x7FFFFFFF)
             if self.control == 'other':
-                mine, n = {self.patients[self.windows[x][0]] for x in talk['records']}, len(self.patients)
-                free = [i for i in (j % n for j in range(u, u + n)) if self.patients[i] not in mine]
-                out.append(next((i for i in free if i not in out), free[0]))
+                free = lambda taken: next((j % n for j in range(u, u + n) if self.patients[j % n] not in mine and j % n not in taken), None)
+                new = free(out)
+                out.append(free(()) if new is None else new)
             else: out.append(rows[u % len(rows)] if self.shuffle else rows[0])
         return out
 

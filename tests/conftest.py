@@ -23,3 +23,11 @@ def cache(tmp_path, monkeypatch):
     "An empty cache folder, for this test only."
     monkeypatch.setenv('ECGNB_CACHE', str(tmp_path / 'cache'))
     return tmp_path / 'cache'
+
+@pytest.fixture(scope='module')
+def stores(tmp_path_factory):
+    "A cache folder for a whole file, apart from those of other workers."
+    folder = tmp_path_factory.mktemp('cache')
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('ECGNB_CACHE', str(folder))
+        yield folder

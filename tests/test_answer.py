@@ -1,6 +1,5 @@
 """ECG-language models: every encoder, every connector, every family of language models; prompts, masks, adapters, checkpoints."""
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 from llms import FAMILIES, tiny
 from test_registry import ENCODERS, LENGTH, batch_for, pair, small
 
-from ecgnb import connector, encoder, objective, representation
+from ecgnb import connector, objective, representation
 from ecgnb.hub import CheckpointError, begin, load, save
 from ecgnb.leads import ECGError
 from ecgnb.registry import from_config, to_config

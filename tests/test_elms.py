@@ -19,12 +19,7 @@ ROWS = {'elm_llava': [*VIT, *TOKENS], 'elm_llava_linear': [*VIT, *TOKENS], 'elm_
 LATER = 'elm_scratch', 'elm_next'       # start from a run
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-    "The stores of this file, apart from those of other workers."
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('ECGNB_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
+pytestmark = pytest.mark.usefixtures('stores')
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,6 @@ import pytest
 import torch
 from ecgnb.batch import sample_seeds
 from ecgnb.leads import ECGError, lead_names
-from ecgnb.loader import Loader
 from ecgnb.registry import from_config, representation, to_config
 from ecgnb.representations.image import LAYOUTS, Image, strips_of, trace, vary
 from ecgnb.representations.stacked import Stacked

@@ -1,7 +1,6 @@
 """What every registered part promises, checked for each of them without naming one: a new notebook is covered by being there."""
 import functools
 import json
-import math
 import subprocess
 import sys
 import tempfile

@@ -21,13 +21,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
+def cache(stores):
     "One prepared store for the whole file; subprocesses find it through the environment."
-    folder = tmp_path_factory.mktemp('cache')
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('ECGNB_CACHE', str(folder))
-        store_of(build('tiny', *SIZE))
-        yield folder
+    store_of(build('tiny', *SIZE))
+    return stores
 
 
 def run_of(out, *more): return build('tiny', *SIZE, *more, f'out={out}')

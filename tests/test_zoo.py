@@ -26,12 +26,7 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-    "The stores of this file, apart from those of other workers."
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('ECGNB_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
+pytestmark = pytest.mark.usefixtures('stores')
 
 
 def run_of(name, out, *more): return build(name, *DATA, *SHORT, *ROWS.get(name, []), *more, f'out={out}')

@@ -6,11 +6,9 @@
 __all__ = ['TOWERS', 'fetch', 'sides', 'pixels', 'HfVision']
 
 # %% ../../nbs/3_encoders/hf_vision.ipynb #b86b2f0a
-from pathlib import Path
 import torch
-from torch import nn
-from .text import fingerprint
 from ..leads import ECGError
+from ..pretrained import Held, complete, fingerprint, only_safetensors, quiet, reason
 from ..registry import encoder
 from ..transformer import want
 
@@ -20,13 +18,8 @@ TOWERS = dict(clip='CLIPVisionModel', siglip='SiglipVisionModel', siglip2='Sigli
 def fetch(name):
     "(vision tower float32 in eval mode, its image processor's settings as a dict). ECGError: not there, or incomplete."
     import transformers
-    from transformers.utils import logging
-    if Path(name).is_dir():
-        want(any(Path(name).glob('*.safetensors')), f'{name}: holds no *.safetensors; a pickle (*.bin) is not opened, '
-             'as it can run code: save the model with save_pretrained(folder, safe_serialization=True)')
-    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar(); logging.set_verbosity_error()
-    try:
+    only_safetensors(name)
+    def read():
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = config.model_type.removesuffix('_vision_model')
         want(kind in TOWERS, f"{name} is a '{config.model_type}' model; wanted one of {', '.join(TOWERS)}")
@@ -35,20 +28,15 @@ def fetch(name):
         if kind.startswith('siglip'): config.vision_use_head = False
         tower, info = getattr(transformers, TOWERS[kind]).from_pretrained(
             name, config=config, output_loading_info=True, use_safetensors=True, **more)
-        how = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
+        return tower, info, transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
+    try: tower, info, how = quiet(read)
     except ECGError: raise
     except (OSError, ValueError, ImportError) as err:
         files = 'config.json preprocessor_config.json model.safetensors'
-        why = str(err).strip().splitlines()[0]
-        raise ECGError(f"no vision model '{name}': {why} Where there is a network, type: hf download "
+        raise ECGError(f"no vision model '{name}': {reason(err)} Where there is a network, type: hf download "
                        f'{name if name.count("/") == 1 else "google/vit-base-patch16-224-in21k"} {files} --local-dir '
                        'FOLDER; bring FOLDER here and say name=FOLDER') from err
-    finally:
-        logging.set_verbosity(level)
-        if bar: logging.enable_progress_bar()
-    lacks = sorted(info['missing_keys'])
-    want(not lacks, f'{name}: its file lacks {", ".join(lacks[:4])}' + f' and {len(lacks) - 4} more'*(len(lacks) > 4)
-         + '; take a complete one')
+    complete(name, info['missing_keys'])
     return tower.float().eval(), how
 
 # %% ../../nbs/3_encoders/hf_vision.ipynb #e7f84dcc
@@ -74,17 +62,16 @@ def pixels(image, how):
 
 # %% ../../nbs/3_encoders/hf_vision.ipynb #daf36739
 @encoder
-class HfVision(nn.Module):
+class HfVision(Held):
     "Vision tower of Hugging Face: image (B,3,H,W) in [0,1] -> a token a patch (B,N,D). ECGError: no such model."
     name: str = 'openai/clip-vit-base-patch32'     # Hugging Face id or folder of a CLIP, SigLIP, SigLIP2 or ViT model
     height: int = 224          # pixels of the image; the model's own, of SigLIP2 naflex any multiple of its patch
     width: int = 224           # pixels
     frozen: bool = True        # not trained, not saved with the model; else trained and saved
 
-    def __post_init__(self):
-        self.register_buffer('mark', torch.zeros(4, dtype=torch.int64))     # fingerprint of the frozen weights
-        self.held = {}
-        self.register_state_dict_pre_hook(lambda self, prefix, keep_vars: self.load())
+    kind = 'vision'
+
+    def __post_init__(self): self.hold()
 
     @property
     def takes(self): return {'image': (3, self.height, self.width)}
@@ -121,15 +108,6 @@ class HfVision(nn.Module):
         want(not (here[0] % p or here[1] % p) and here[0]*here[1] <= most*p*p,
              f'{self.name} reads up to {most} patches of {p} x {p} pixels; {here[0]} x {here[1]} is no multiple or '
              f'more; set height and width here and in the representation, at most {int(most**.5)*p} if equal')
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        self.load()
-        saved = state_dict.get(f'{prefix}mark')
-        if self.frozen and saved is not None and saved.tolist() != self.mark.tolist():
-            code = lambda m: f'{m.tolist()[0] & (1 << 64) - 1:016x}'
-            raise ECGError(f"the frozen vision model '{self.name}' has other weights (fingerprint {code(self.mark)}) "
-                           f'than those this checkpoint was trained with ({code(saved)}); give name= the model of then')
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def run(self, image):
         "image (B,3,H,W) -> tokens (B,N,D), features (B,D), float32."

@@ -17,10 +17,11 @@ from ..batch import Out, fed, mean_of, to_device
 from ..hub import CheckpointError
 from ..leads import ECGError
 from ..llm import adapt, fetch, mark_of
+from ..pretrained import code
 from ..prompt import Prompt, TooLong, stack
 from ..registry import objective
 from ..talk import without
-from ..transformer import device_of, resting, still, want
+from ..transformer import resting, still, want
 
 # %% ../../nbs/4_objectives/answer.ipynb #591b996c
 PARTS = ('encoder', 'connector', 'llm')
@@ -128,7 +129,6 @@ class Answer(nn.Module):
     def _load_from_state_dict(self, state, prefix, *more):
         theirs = state.get(f'{prefix}mark')
         if theirs is not None and theirs.tolist() != self.mark.tolist():
-            code = lambda m: f'{m.tolist()[0] & (1 << 64) - 1:016x}'
             raise ECGError(f"the checkpoint was trained on another language model than '{self.llm}' (mark {code(theirs)}, "
                            f'this one has {code(self.mark)}); set llm= to the model of then')
         super()._load_from_state_dict(state, prefix, *more)
@@ -225,11 +225,14 @@ class Answer(nn.Module):
                         skipped=batch['skipped'].float().mean())
         return Out(loss, logs, dict(hit=hit, told=told))
 
+    def room(self, most):
+        "Tokens of the context that an answer of `most` tokens takes, as the language model reads no more than it reads."
+        return max(0, self.context + most - self.most)
+
     def asked(self, batch, most):
         "What the language model is given to answer the talks of a batch. TooLong, ECGError: no room for `most` tokens."
         want(most > 0, f'most={most}; wanted 1 or more tokens')
-        room = max(0, self.context + most - self.most)
-        out = self.reader(to_device(batch, 'cpu'), reply=True, room=room)
+        out = self.reader(to_device(batch, 'cpu'), reply=True, room=self.room(most))
         if out['left']: warnings.warn(f"context={self.context:,} is full: the {out['left']} oldest exchanges without an ECG were not read")
         keys = list(zip(*(map(lambda v: v.numpy().tobytes(), out[k]) for k in ('signal', 'scale', 'valid') if k in out)))
         out['same'] = torch.tensor([keys.index(k) for k in keys], dtype=torch.int64)        # questions often share an ECG

@@ -7,19 +7,17 @@ __all__ = ['LAYOUTS', 'APART', 'FINER', 'TO_YIQ', 'letters', 'strips_of', 'colou
            'Drawn', 'Image']
 
 # %% ../../nbs/2_representations/image.ipynb #b1e26c8a
-import hashlib
-import json
 import math
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image as Picture, ImageDraw, ImageFont
-from ..batch import draw, to_mv
-from ..leads import STANDARD, ECGError, lead_names
+from ..batch import draw, made_by, to_mv
+from ..leads import STANDARD, lead_names
 from ..paper import BOLD, FINE, INK, SHEET
 from ..plot import places
-from ..registry import did_you_mean, representation, to_config
+from ..registry import did_you_mean, representation, stamp
 from ..transformer import want
 
 # %% ../../nbs/2_representations/image.ipynb #93839cf5
@@ -186,8 +184,7 @@ class Drawn(nn.Module):
     @property
     def mark(self):
         "Stands for this representation in a batch that it made."
-        said = json.dumps(to_config(self), sort_keys=True)
-        return f"{to_config(self)['representation']}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        return stamp(self)
 
     @torch.no_grad()
     def tokenise(self, batch):
@@ -203,9 +200,7 @@ class Drawn(nn.Module):
 
     def forward(self, batch):
         if 'image' not in batch: return self.tokenise(batch)
-        if batch.get('image_of') != self.mark:
-            raise ECGError(f"the batch's image was made by {batch.get('image_of')!r}, this model reads those of "
-                           f"{self.mark!r}: tokenise with the model's own representation, or give it the signal alone")
+        made_by(batch, 'image was', self.mark)
         return batch
 
 # %% ../../nbs/2_representations/image.ipynb #896cbae2

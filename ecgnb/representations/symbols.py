@@ -6,17 +6,15 @@
 __all__ = ['EPS', 'CHOICES', 'ranges', 'quantise', 'flatten', 'unflatten', 'Symbols']
 
 # %% ../../nbs/2_representations/symbols.ipynb #1c31b220
-import hashlib
-import json
 import math
 import warnings
 import numpy as np
 import torch
 import torch.nn as nn
-from ..batch import draw, to_mv
+from ..batch import draw, made_by, to_mv
 from ..leads import ECGError, lead_names
 from ..plot import overlay_mask, overlay_trace, plot
-from ..registry import did_you_mean, representation, to_config
+from ..registry import did_you_mean, representation, stamp
 from ..transformer import want
 
 # %% ../../nbs/2_representations/symbols.ipynb #41276589
@@ -129,8 +127,7 @@ class Symbols(nn.Module):
     @property
     def mark(self):
         "Stands for this representation in a batch that it made."
-        said = json.dumps([to_config(self), self.contract], sort_keys=True)
-        return f"{to_config(self)['representation']}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        return stamp(self)
     def extra_repr(self):
         return (f'{len(self.names)} leads, {self.fs:g} Hz, up to {self.length} samples, '
                 f'{self.levels} levels, {self.norm} by {self.scope}, flatten={self.flatten!r}, '
@@ -218,9 +215,7 @@ class Symbols(nn.Module):
 
     def forward(self, batch):
         if 'tokens' not in batch: return self.tokenise(batch)
-        if batch.get('tokens_of') != self.mark:
-            raise ECGError(f"the batch's tokens were made by {batch.get('tokens_of')!r}, this model reads those of "
-                           f"{self.mark!r}: tokenise with the model's own representation, or give it the signal alone")
+        made_by(batch, 'tokens were', self.mark)
         return batch
 
     def show(self, e, leads=None, start=0., seconds=2.5):

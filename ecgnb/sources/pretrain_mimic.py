@@ -6,7 +6,6 @@
 __all__ = ['PretrainMimic']
 
 # %% ../../nbs/1_sources/pretrain_mimic.ipynb #73b29dca
-from functools import cached_property
 from ..registry import source
 from ..rows import Rows, json_rows, published
 

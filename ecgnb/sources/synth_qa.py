@@ -10,9 +10,8 @@ __all__ = ['MARGIN', 'AREAS', 'REPOLARISATION', 'ALTERS_T', 'YES', 'MEASURES', '
 # %% ../../nbs/1_sources/synth_qa.ipynb #423c6006
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 import numpy as np
-import pandas as pd
 from ..dipole import CODES, INJURY, RHYTHMS
 from ..records import some
 from ..registry import did_you_mean, source
