@@ -261,7 +261,7 @@ def main(args=None):
     if how.ecg and how.record: raise ECGError('ecg= and record= are both given; wanted one: the other by /ecg or /record')
     model = loaded(best, how.device, verbose=False)
     answering = {k: getattr(how, k) for k in Answering.__dataclass_fields__}
-    d = Dialogue(model, home.name, (config.get('run') or {}).get('prepare'), **answering)
+    d = Dialogue(model, home.name, (config.get('run') or config).get('prepare'), **answering)
     made = []
     def source():
         if not made: made.append(from_config(run_for(best, config, others)['source']))

@@ -24,8 +24,8 @@ from .hub import contract_of
 from .io_array import bad, local_file, read_array
 from .io_dicom import read_dicom
 from .io_wfdb import read_wfdb
-from .leads import ECGError
-from .prepare import Refused, windows
+from .leads import SUMS, ECGError
+from .prepare import Refused, formed, windows
 from .registry import did_you_mean, options
 from .store import atomic
 from .talk import PLACE, TAG, said
@@ -72,17 +72,19 @@ def brought(e, contract, prepare=None, start=0.):
     part = e.but(e.signal[:, first:first + round((wanted + 2)*e.fs)])
     c = {k: given.get(k) or 0. for k in ('low', 'high', 'notch')} | dict(leads=contract['leads'], fs=fs, length=n, step=n)
     c |= dict(short=given.get('short', 'drop'), nan='keep', flat='keep', clipped='keep')
-    try: x, _, dropped, notes = windows(part, c)
+    c |= dict(resample=given.get('resample', 'polyphase'), missing=given.get('missing', 'refuse'))
+    try: (x, _, dropped, notes), whole = windows(part, c), formed(e, c)
     except Refused as err: raise ECGError(f'{name}: {err.args[1].removeprefix(name + ": ")}') from None
     if not len(x):
         why = f'it holds {e.seconds - start:g} s' + f' from {start:g} s on'*(start > 0)
         raise ECGError(f"{name}: {why if dropped[0][1] == 'short' else dropped[0][2]}; the model reads {wanted:g} s")
-    made = [l for l in contract['leads'] if l not in e.leads]
+    made = [l for l in contract['leads'] if l in SUMS and l not in e.leads]
     edges = [f'{k} {c[k]:g} Hz' for k in ('low', 'high', 'notch') if c[k]]
     done = [f'{start:g} to {start + wanted:g} s of {e.seconds:g} s']*(e.seconds > wanted + .5/fs)
     done += [f'{e.fs:g} Hz became {fs:g} Hz']*(e.fs != fs) + [f"computed from the other limb leads: {', '.join(made)}"]*bool(made)
     done += [f"filtered: {', '.join(edges)}"]*bool(edges) + [notes]*bool(notes)
-    return ECG(x[0], fs, contract['leads'], e.meta), done
+    recording = dict(zip(whole.leads, whole.recording.tolist()))
+    return ECG(x[0], fs, contract['leads'], {**e.meta, 'recording': recording}), done
 
 # %% ../nbs/9_app/dialogue.ipynb #3ad870c4
 def plain(text):

@@ -27,11 +27,12 @@ class Fit:
     weight_decay: float = .01      # of matrices only: no decay on norms, biases, embeddings
     beta1: float = .9              # Adam's first moment
     beta2: float = .95             # Adam's second moment
+    eps: float = 1e-8              # Adam's, added to the root of the second moment
     momentum: float = .95          # Muon's momentum
     adamw_ratio: float = .015      # Muon's AdamW, for all but the matrices in blocks: its rate as a fraction of lr
-    schedule: str = 'cosine'       # cosine, constant or inverse_sqrt
+    schedule: str = 'cosine'       # cosine, linear, constant or inverse_sqrt
     warmup: int = 0                # steps of linear warm-up
-    floor: float = .1              # end of the cosine, fraction of the peak
+    floor: float = .1              # end of cosine and line, fraction of the peak
     clip: float = 1.               # largest gradient norm, 0 = do not clip
     accumulate: int = 1            # batches a step, each of the same weight
     ema: float = 0.                # decay of the averaged weights, 0 = none
@@ -43,7 +44,7 @@ class Fit:
     def __post_init__(self):
         for name, low in (('steps', 1), ('accumulate', 1), ('warmup', 0), ('clip', 0), ('workers', 0)):
             if getattr(self, name) < low: raise ValueError(f'fit.{name}={getattr(self, name)}; wanted {low} or more')
-        for name in ('lr', 'momentum', 'beta1', 'beta2', 'weight_decay', 'floor', 'adamw_ratio'):
+        for name in ('lr', 'eps', 'momentum', 'beta1', 'beta2', 'weight_decay', 'floor', 'adamw_ratio'):
             top = 1 if name in ('momentum', 'beta1', 'beta2') else float('inf')
             if not 0 <= getattr(self, name) < top: raise ValueError(f'fit.{name}={getattr(self, name)}; wanted 0 to under {top}')
         if not 0 <= self.seed < 1 << 31: raise ValueError(f'fit.seed={self.seed}; wanted 0 to under 2**31')
@@ -72,7 +73,7 @@ class State:
             if how.compile: raise ValueError('fit.compile=true with a model that is sharded (FSDP): not supported; set fit.compile=false')
             by_layers(model)
         if how.compile: model.compile()
-        self.opts = optimizers(model, how.optim, how.lr, how.weight_decay, how.beta1, how.beta2,
+        self.opts = optimizers(model, how.optim, how.lr, how.weight_decay, how.beta1, how.beta2, how.eps,
                                momentum=how.momentum, adamw_ratio=how.adamw_ratio)
         self.wrapped, *self.opts = accelerator.prepare(model, *self.opts)
         self.model = accelerator.unwrap_model(self.wrapped)

@@ -10,7 +10,7 @@ import copy
 import itertools
 import torch
 from torch.utils.data import DataLoader
-from .batch import MISSING, mix, sample_seeds
+from .batch import MISSING, codes, mix, sample_seeds
 from .leads import ECGError
 
 # %% ../nbs/0_base/loader.ipynb #f48962b8
@@ -36,6 +36,7 @@ class Loader:
         self.store, self.seed, self.shuffle, self.unit, self.then = store, seed, shuffle, unit, then
         self._epoch = None                                                      # of the latest _plan
         self.records = store.frame['record'].to_numpy(object)
+        self.codes = codes(store.frame['patient'].tolist())                     # (N,) of the patients
         self.gaps = torch.from_numpy(~store.frame['complete'].to_numpy(bool))   # (N,) True: samples not recorded
         self.labels = torch.from_numpy(store.labels)
         self.texts = store.frame['text'].to_numpy(object)
@@ -73,8 +74,8 @@ class Loader:
     def __getitem__(self, step):
         rows, seeds = self.plan(step)
         signal, scale = self.store.rows(rows.numpy())
-        b = dict(signal=signal, scale=scale, label=self.labels[rows], seed=seeds, row=rows,
-                 record=self.records[rows.numpy()].tolist())
+        b = dict(signal=signal, scale=scale, recording=self.store.stats(rows), label=self.labels[rows], seed=seeds,
+                 row=rows, record=self.records[rows.numpy()].tolist(), patient=self.codes[rows])
         if self.said: b['text'] = self.texts[rows.numpy()].tolist()
         if self.gaps[rows].any(): b['valid'] = signal != MISSING
         if self.unit == 'mV':

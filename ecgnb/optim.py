@@ -12,16 +12,16 @@ import torch.nn as nn
 from .registry import did_you_mean
 
 # %% ../nbs/7_training/optim.ipynb #8c5fac6b
-SCHEDULES = ('constant', 'cosine', 'inverse_sqrt')
+SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt')
 
 def multiplier(step, steps, schedule='cosine', warmup=0, floor=.1):
-    "Factor on the peak rate at `step` (0-based) of `steps`; `floor`: the cosine's end. ValueError: unknown schedule."
+    "Factor on the peak rate at `step` (0-based) of `steps`; `floor`: where cosine and line end. ValueError: unknown schedule."
     if schedule not in SCHEDULES: raise ValueError(f'no schedule {schedule!r}; {did_you_mean(schedule, SCHEDULES)}')
     if step < warmup: return (step + 1)/warmup
     if schedule == 'constant': return 1.
     if schedule == 'inverse_sqrt': return math.sqrt(max(1, warmup)/max(1, step))
     p = min(1., (step - warmup)/max(1, steps - warmup))
-    return floor + (1 - floor)*(1 + math.cos(math.pi*p))/2
+    return floor + (1 - floor)*(1 - p if schedule == 'linear' else (1 + math.cos(math.pi*p))/2)
 
 # %% ../nbs/7_training/optim.ipynb #4203b9c0
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)

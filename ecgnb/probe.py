@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'NEIGHBOURS', 'READERS', 'features', 'twin', 'linear', 'neighbours', 'line_up', 'read', 'Probe', 'Split',
-           'split', 'check', 'probe']
+           'split', 'check', 'with_micro', 'probe']
 
 # %% ../nbs/8_evaluation/probe.ipynb #20d46ddc
 import html
@@ -18,7 +18,7 @@ from .batch import fed, to_device
 from .hub import check_contract, contract_of
 from .leads import ECGError
 from .loader import loader
-from .metrics import METRICS, best_thresholds, countable, interval, judge, resamples
+from .metrics import METRICS, answers, auprc, auroc, best_thresholds, countable, interval, judge, micro, resamples
 from .records import fold_numbers
 from .registry import from_config, to_config
 from .transformer import device_of, resting, want
@@ -128,7 +128,7 @@ def read(kind, x, y, parts, usable, choose='val', patients=None, folds=5):
 @dataclass(repr=False)
 class Probe:
     "The result of a probe: the table, how it came about, and the scores behind it."
-    frame: pd.DataFrame    # a row a reader, metric and class ('macro' too): model, random, gain, each with its interval
+    frame: pd.DataFrame    # a row a reader, metric and class ('macro', 'micro' too): model, random, gain, with intervals
     protocol: str          # how the numbers came about
     scores: dict           # reader -> (N,K) scores of the test windows
 
@@ -180,6 +180,13 @@ def check(model, store):
                        "such as objective['masked'](representation['signal'](), encoder)")
     check_contract(store.contract, contract_of(model), 'the model')
 
+def with_micro(scores, labels, weight, thresholds):
+    "As `metrics.judge`, (R+1,K+1): the last column is micro, over all known cells of the K classes."
+    w, out = np.concatenate([np.ones((1, len(scores))), weight]), judge(scores, labels, weight, thresholds)
+    pooled = dict(auroc=micro(auroc, scores, labels, w), auprc=micro(auprc, scores, labels, w),
+                  f1=answers(scores >= thresholds, labels, w)['f1'][:, -1])
+    return {k: np.concatenate([v, pooled[k][:, None]], 1) for k, v in out.items()}
+
 def probe(model, store, train='train', val='val', test='test', readers=('linear', 'knn'), twins=3, times=1000, seed=0,
           device=None, choose='val'):
     """Linear probe and k-NN on the frozen features of `model` and of `twins` random ones -> Probe. Folds as in
@@ -198,14 +205,14 @@ def probe(model, store, train='train', val='val', test='test', readers=('linear'
         for n, x in enumerate(sets):
             s, thresholds, choice = read(kind, x, y, parts, usable, choose, patients)
             if not n: scores[kind], chosen[kind] = s[te], choice
-            values.append(judge(s[te][:, usable], y[te][:, usable], weight, np.asarray(thresholds)[usable]))
+            values.append(with_micro(s[te][:, usable], y[te][:, usable], weight, np.asarray(thresholds)[usable]))
         for metric in METRICS:
             own = values[0][metric]
             rand = np.mean([v[metric] for v in values[1:]], 0) if twins else np.full_like(own, np.nan)
-            for j, name in enumerate([*names, 'macro']):
-                a, b = (own.mean(1), rand.mean(1)) if name == 'macro' else (own[:, j], rand[:, j])
+            for j, name in enumerate([*names, 'micro', 'macro']):
+                a, b = (own[:, :-1].mean(1), rand[:, :-1].mean(1)) if name == 'macro' else (own[:, j], rand[:, j])
                 both = (interval(b), interval(a - b)) if twins else ((np.nan,)*3,)*2
-                n = len(te) if name == 'macro' else int(np.nansum(y[te][:, usable][:, j]))
+                n = len(te) if j >= len(names) else int(np.nansum(y[te][:, usable][:, j]))
                 row = {'reader': kind, 'metric': metric, 'class': name, 'n': n}
                 for p, cells in zip(('', 'random_', 'gain_'), (interval(a), *both)):
                     row |= {f'{p}{q}': v for q, v in zip(('value', 'low', 'high'), cells)}
@@ -222,7 +229,7 @@ def probe(model, store, train='train', val='val', test='test', readers=('linear'
            f"{count('val')}; {choices}: cross-validation by patient in these; ")
     protocol = (how +
                 f"test: fold {test}, {count('test')}; no patient in two. Chosen: {chosen}. "
-                f"Macro over {', '.join(names)}{few}. "
+                f"Macro and micro (all known cells) over {', '.join(names)}{few}. "
                 f"Intervals: 95 %, {times} bootstrap draws of test patients, every class kept, seed {seed}. "
                 f"Random: mean of {twins} models of the same configuration without training; "
                 "gain: difference on the same draws.")

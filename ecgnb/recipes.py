@@ -28,10 +28,12 @@ class Prepare:
     low: float = 0.                    # high-pass edge, Hz, 0 = none
     high: float = 0.                   # low-pass edge, Hz, 0 = none
     notch: float = 0.                  # mains to remove, Hz, 0 = none
+    resample: str = 'polyphase'        # polyphase (with an anti-alias filter), or linear as ECG-FM
     nan: str = 'drop'                  # windows with samples that were not recorded: drop or keep
     flat: str = 'drop'                 # windows with a flat lead: drop or keep
     short: str = 'drop'                # recordings shorter than a window: drop or pad
     clipped: str = 'keep'              # windows with a clipped lead: keep or drop
+    missing: str = 'refuse'            # recordings without one of the leads: refuse, or keep, the lead not recorded
     stride: float = 0.                 # seconds from one window to the next, 0 = the window's length
     workers: int = 1                   # processes
 
@@ -168,15 +170,16 @@ def started(run):
     config = read_config(best)
     if not config.get('contract'):
         raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
-    same, names = config['model'].get('objective') == run['model']['objective'], part_class(run['model']).__dataclass_fields__
+    same, names = config['model'].get('objective') == run['model']['objective'], part_class(run['model']).__dataclass_fields__.keys()
     theirs = {k: v for k, v in config['model'].items()
-              if k in names and (same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder'))}
+              if k in names - {'thresholds'} and (same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder'))}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
     facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
-    read = config.get('run', {}).get('prepare', {}) | facts
+    read = (config.get('run') or config).get('prepare', {}) | facts
     kept = {k: read[k] for k in mine if k in read and k != 'workers' and mine[k] == getattr(plain, k)}
     own = {k: v for k, v in run['model'].items() if k not in theirs}       # the objective first, as in every config
-    return run | dict(prepare=section(Prepare, **mine | kept), model=own | theirs | run['model'])
+    both = {k: theirs[k] | v for k, v in run['model'].items() if isinstance(v, dict) and v.get(k) == theirs.get(k, {}).get(k)}
+    return run | dict(prepare=section(Prepare, **mine | kept), model=own | theirs | run['model'] | both)
 
 def labels_of(source, fold):
     "{classes: 'A,B', prior: the share of each in `fold`, unknown labels left out}. ValueError where there are none."
@@ -195,7 +198,7 @@ def complete(run):
     if 'objective' in run['model'] and (lacks := [k for k in parts if k not in run['model']]):
         raise PartError(f"recipe '{run.get('recipe', '')}' names no {' and no '.join(lacks)}: it takes them from a "
                         'checkpoint; say train.start=RUN')
-    source, facts = from_config(run['source']), contract_of_run(run)
+    source, facts = from_config(run['source']), contract_of_run(run) | dict(accumulate=run['fit']['accumulate'])
     if 'classes' in part_class(run['model']).__dataclass_fields__ and 'classes' not in run['model']:
         facts |= labels_of(source, run['train']['train'])
     run['model'] = fill_in(run['model'], facts)
@@ -225,3 +228,4 @@ def help_of(run):
 # %% ../nbs/7_training/recipes.ipynb #fd42ca9c
 import ecgnb.zoo
 import ecgnb.elms
+import ecgnb.foundations

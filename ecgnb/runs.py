@@ -37,7 +37,8 @@ def run_for(best, config, wanted):
         if not any(t.startswith('source=') for t in wanted):
             raise ECGError(f'{best}: its config.json does not say what it was trained on; '
                            'type source=..., such as source=ptb_xl')
-        run = run_of(config['model'], prepare=dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs']))
+        facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
+        run = run_of(config['model'], prepare=config.get('prepare', {}) | facts)
     run = run | {'model': config['model']}              # its parts as saved: whole, whatever files made them
     for text in sorted(wanted, key=lambda t: t.partition('=')[0].count('.')): override(run, text)
     return complete(run)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from .batch import MISSING, bits, mix, normal
+from .batch import MISSING, bits, mix, moments_of, normal
 from .leads import ECGError
 from .loader import Loader, plan
 from .records import Source, some
@@ -212,12 +212,13 @@ class TalkLoader(Loader):
         rows = np.array(rows, np.int64)
         signal, scale = self.store.rows(rows)
         seed = torch.stack(own) if own else seeds[:0]
-        b = dict(signal=signal, scale=scale, seed=seed, row=torch.from_numpy(rows), record=self.records[rows].tolist(),
-                 talks=talks)
+        b = dict(signal=signal, scale=scale, recording=self.store.stats(rows), seed=seed, row=torch.from_numpy(rows),
+                 record=self.records[rows].tolist(), patient=self.codes[rows], talks=talks)
         if len(rows) and self.gaps[rows].any(): b['valid'] = signal != MISSING
         if self.control in ('noise', 'zeros'):
             mv = signal.float()*scale[..., None]*(signal != MISSING)
             mv = normal(seed, *mv.shape[1:], stream=110)*mv.std(-1, keepdim=True)*(self.control == 'noise')
+            b['recording'] = moments_of(mv, signal != MISSING)
             if 'valid' in b: mv[~b['valid']] = float('nan')
             q, scale = quantise(mv.numpy())
             b.update(signal=torch.from_numpy(q), scale=torch.from_numpy(scale))

@@ -32,13 +32,14 @@ from .records import check_split, fold_numbers
 from .registry import from_config
 from .settings import setting
 from .sharded import sharded, whole
+from .store import VERSION
 from .transformer import resting
 
 # %% ../nbs/7_training/train.ipynb #a6fe2cef
 def store_of(run, accelerator=None, quiet=False, src=None):
     "The prepared store of a run (of its source `src`), made by the main process where it is not there: cache/SOURCE-HASH."
     how = {k: v for k, v in run['prepare'].items() if k != 'workers'}
-    mark = hashlib.sha256(json.dumps([run['source'], how], sort_keys=True).encode()).hexdigest()[:10]
+    mark = hashlib.sha256(json.dumps([VERSION, run['source'], how], sort_keys=True).encode()).hexdigest()[:10]
     path = setting('cache') / f"{run['source']['source']}-{mark}"
     if src is None: src = from_config(run['source'])
     if accelerator is None: return prepare(src, path, **run['prepare'], progress=not quiet)

@@ -93,12 +93,14 @@ def turn(x, angles):
 # %% ../nbs/0_base/transformer.ipynb #e73c1ef9
 class Block(nn.Module):
     "Block on tokens (B, N, D); keys (B, N) bool: True = may be looked at. ECGError where heads do not divide dim."
-    def __init__(self, dim, heads, head_dim=0, mlp=0, prenorm=True, causal=False, dropout=0., eps=1e-5):
+    def __init__(self, dim, heads, head_dim=0, mlp=0, prenorm=True, causal=False, dropout=0., eps=1e-5,
+                 attention_dropout=None, activation_dropout=None):
         super().__init__()
         want(heads > 0 and (head_dim or dim % heads == 0),
              f'dim={dim} cannot be shared by heads={heads}: dim / heads must be whole (or set head_dim)')
         inner = heads * (head_dim or dim // heads)
         self.heads, self.prenorm, self.causal, self.dropout = heads, prenorm, causal, dropout
+        self.looks, self.acts = (dropout if p is None else p for p in (attention_dropout, activation_dropout))
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
         self.qkv, self.out = nn.Linear(dim, 3 * inner), nn.Linear(inner, dim)
         self.up, self.down = nn.Linear(dim, mlp or 4 * dim), nn.Linear(mlp or 4 * dim, dim)
@@ -113,10 +115,10 @@ class Block(nn.Module):
         if self.causal and mask is not None:
             mask = mask & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         causal = self.causal and mask is None and x.shape[1] > 1          # a single token may look at all there is
-        z = F.scaled_dot_product_attention(q, k, v, mask, self.dropout * self.training, causal)
+        z = F.scaled_dot_product_attention(q, k, v, mask, self.looks * self.training, causal)
         return self.drop(self.out(z.transpose(1, 2).flatten(2)))
 
-    def mlp(self, x): return self.drop(self.down(self.drop(F.gelu(self.up(x)))))
+    def mlp(self, x): return self.drop(self.down(F.dropout(F.gelu(self.up(x)), self.acts, self.training)))
 
     def forward(self, x, keys=None, angles=None, past=None):
         if self.prenorm:

@@ -172,7 +172,7 @@ def zero_shot(model, store, prompts=None, test='test', twins=3, times=1000, seed
     """Classification by `prompts` (dict, JSON file, None = PROMPTS) and retrieval by report on fold `test` -> ZeroShot.
     ECGError: no text encoder, prompts that do not fit, no class to judge; CheckpointError: another contract."""
     able = getattr(model, 'text', None) is not None and hasattr(model, 'texts')
-    want(able, f'{type(model).__name__} has no text encoder; wanted a model of objective=contrastive with text=text')
+    want(able, f'{type(model).__name__} has no text encoder; wanted a model of objective=coca, or contrastive with text=text')
     check_contract(store.contract, contract_of(model), 'the model')
     inside = store.frame['fold'].isin(fold_numbers(test)).to_numpy()
     want(inside.any(), f'no window in fold {test}; the folds of this store are {sorted(set(store.frame["fold"]))}')

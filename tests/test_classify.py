@@ -205,7 +205,7 @@ def test_rates_that_do_not_fit_are_refused():
 
 def test_what_is_refused():
     for kw, text in [(dict(classes=''), 'needs the names of its classes'), (dict(classes='A,,B'), 'each once'), (dict(classes='A,A'), 'each once'),
-                     (dict(weight='inverse'), "use 'none' or 'balanced'"), (dict(weight='balanced', prior='.5,.5'), 'wants 3 numbers'),
+                     (dict(weight='inverse'), "use 'none', 'balanced' or 'positive'"), (dict(weight='balanced', prior='.5,.5'), 'wants 3 numbers'),
                      (dict(weight='balanced', prior='.5,x,.5'), 'wants 3 numbers'), (dict(weight='balanced', prior='.5,1,.5'), 'prior of B 1'),
                      (dict(layer_decay=1.5), 'layer_decay=1.5'), (dict(dropout=1.), 'dropout=1'), (dict(smoothing=-.1), 'smoothing=-0.1')]:
         with pytest.raises(ECGError, match=text): model(**kw)

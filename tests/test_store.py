@@ -22,7 +22,7 @@ from ecgnb.leads import STANDARD, ECGError, derive
 from ecgnb.loader import loader
 from ecgnb.prepare import prepare
 from ecgnb.records import Source
-from ecgnb.store import Store, quantise
+from ecgnb.store import Store, quantise, signature
 
 here = Path(__file__).parent
 
@@ -304,6 +304,15 @@ print(n)
     p = subprocess.run([sys.executable, '-c', code, str(store.path), str(tmp_path / 's')], env={**os.environ, 'PYTHONPATH': str(here.parent)}, capture_output=True, text=True, timeout=120)
     assert p.returncode == 0, p.stderr[-2000:]
     assert int(p.stdout) > 10
+
+
+def test_a_store_of_another_version_is_refused(store, tmp_path):
+    shutil.copytree(store.path, tmp_path / 's')
+    file = tmp_path / 's/contract.json'
+    old = json.loads(file.read_text()) | {'version': 1}
+    file.write_text(json.dumps(old | {'seal': signature(old)}))
+    for f in (Store, lambda path: prepare(Toy(wait=100.), path)):
+        with pytest.raises(ECGError, match=r'version 1; this ecgnb reads version 2: remove the store and prepare it again: rm -r .*/s$'): f(tmp_path / 's')
 
 
 def test_edited_contract_and_flipped_sample(store, tmp_path):

@@ -11,6 +11,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
+from ..challenge import label_set, relabel
 from ..io_wfdb import meta_of, read_header, read_wfdb
 from ..leads import ECGError
 from ..records import Source, assign, some
@@ -40,12 +41,14 @@ class WfdbFolder(Source):
     pattern: str = '**/*.hea'     # which headers below root
     patient: str = ''             # must be given: 'record', 'header:Key', or a regular expression with one group
     labels: str = 'Dx'            # the comment that holds the codes; '' = labels unknown
+    classes_of: str = ''          # a set of classes that the codes stand for, such as cinc2021; '' = the codes themselves
     report: str = ''              # the comment that holds the report; '' = none
     leads: str = ''               # read these leads and drop all other channels; '' = every channel is a lead
     checksum: bool = True         # refuse a signal that does not add up to its header's checksum
     missing: str = 'error'        # a recording without its signal files: 'error', or 'drop'
 
     def __post_init__(self):
+        if self.classes_of: label_set(self.classes_of)
         if self.missing not in ('error', 'drop'):
             raise ECGError(f"WfdbFolder.missing={self.missing!r}; wanted 'error' or 'drop'")
         if self.patient in ('', 'record') or self.patient.startswith('header:'): return
@@ -77,7 +80,11 @@ class WfdbFolder(Source):
         value = key.get(self.labels.lower(), '')
         if not self.labels or value.lower() in UNKNOWN: return None
         if value.lower() in ('true', 'false'): return [self.labels] if value.lower() == 'true' else []
-        return [c.strip() for c in value.split(',') if c.strip()]
+        codes = [c.strip() for c in value.split(',') if c.strip()]
+        return relabel([codes], self.classes_of)[0] if self.classes_of else codes
+
+    @cached_property
+    def classes(self): return label_set(self.classes_of) if self.classes_of else super().classes
 
     @cached_property
     def frame(self):
