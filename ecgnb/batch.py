@@ -124,7 +124,8 @@ def normal(seed, *shape, stream=0):
 @torch.library.custom_op('ecgnb::drawn', mutates_args=())
 def drawn(seed: torch.Tensor, shape: list[int], stream: int, gaussian: bool) -> torch.Tensor:
     "`normal` or `uniform` as one operation that torch.compile leaves as it is: compiled, 64-bit products come out wrong."
-    return (normal if gaussian else uniform)(seed, *shape, stream=stream)
+    rows = max(1, len(seed) if seed.is_cuda else 2**16 // max(1, math.prod(shape)))         # a block fits into a CPU's cache
+    return torch.cat([(normal if gaussian else uniform)(s, *shape, stream=stream) for s in seed.split(rows)])
 
 @drawn.register_fake
 def _(seed, shape, stream, gaussian): return seed.new_empty(len(seed), *shape, dtype=torch.float32)

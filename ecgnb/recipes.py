@@ -171,8 +171,9 @@ def started(run):
     if not config.get('contract'):
         raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
     same, names = config['model'].get('objective') == run['model']['objective'], part_class(run['model']).__dataclass_fields__.keys()
-    theirs = {k: v for k, v in config['model'].items()
-              if k in names - {'thresholds'} and (same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder'))}
+    taken = lambda k, v: same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder')
+    ours = {'classes', 'prior', 'thresholds'}                              # a new head's own
+    theirs = {k: v for k, v in config['model'].items() if k in names - ours and taken(k, v)}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
     facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
     read = (config.get('run') or config).get('prepare', {}) | facts
