@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
     seed: torch.Tensor              # (B,) int64, the sample's own chance in this epoch
     row: torch.Tensor               # (B,) int64, place in the store
     record: list                    # B names
+    form: tuple                     # (leads, fs in Hz) of the signal, where ECGs were collated
     patient: torch.Tensor           # (B,) int64, a code of the patient's name, the same in any store; absent = unknown
     text: list                      # B strings: reports, questions
     tokens: torch.Tensor            # (B,L) int64, special ones included
@@ -81,7 +82,7 @@ def collate(ecgs):
                                'bring them to one form by pick, resample, crop')
     x = torch.from_numpy(np.stack([e.signal for e in ecgs]))
     valid = ~x.isnan()
-    out = Batch(signal=x.nan_to_num(0.), record=[str(name(e)) for e in ecgs],
+    out = Batch(signal=x.nan_to_num(0.), record=[str(name(e)) for e in ecgs], form=(first.leads, first.fs),
                 recording=torch.from_numpy(np.stack([e.recording for e in ecgs])))
     patients = [e.meta.get('patient') for e in ecgs]
     if all(patients): out['patient'] = codes(patients)

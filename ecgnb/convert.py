@@ -50,7 +50,7 @@ def read_foreign(file, ema=False):
                               f'{said}') from err
     if not isinstance(whole, dict):
         raise CheckpointError(f'{file}: holds a {type(whole).__name__}; wanted a dict of tensors')
-    plain = next((whole[k] for k in ('model_state_dict', 'model') if isinstance(whole.get(k), dict)), whole)
+    plain = whole.get('model_state_dict', whole['model'] if isinstance(whole.get('model'), dict) else whole)
     for part in (plain, *([whole['ema_state_dict']] if ema and whole.get('ema_state_dict') else [])):
         if not isinstance(part, dict) or not all(isinstance(k, str) for k in part):
             raise CheckpointError(f'{file}: its weights are no dict from names to tensors; wanted a state dict')
@@ -94,8 +94,12 @@ def ecg_fm(weights):
         names, most = (','.join(table.get(name, ())) for table in (label_sets, MOST))
         return {'objective': 'classify', **both, 'classes': names, 'segments': 2, 'most': most}, wav2vec2.convert_classifier
     pretraining = {'objective': 'w2v_cmsc_rlm', **both}
-    if 'quantizer.vars' not in weights: return {**pretraining, 'w2v': 0.}, w2v_cmsc_rlm.convert           # the encoder alone
-    proj, (_, codes, width) = len(weights['project_q.bias']), weights['quantizer.vars'].shape
+    if not about['spare']: return {**pretraining, 'w2v': 0.}, w2v_cmsc_rlm.convert                        # the encoder alone
+    shape = lambda name: tuple(weights[k].shape) if (k := about['prefix'] + name) in weights else None
+    if not shape('project_q.bias') or len(shape('quantizer.vars') or ()) != 3:
+        raise CheckpointError(f"quantizer.vars of {shape('quantizer.vars')}, project_q.bias of {shape('project_q.bias')}: wanted (1, codes, width) and "
+                              '(width,); this ECG-FM is not whole')
+    (proj,), (_, codes, width) = shape('project_q.bias'), shape('quantizer.vars')
     return {**pretraining, 'proj': proj, 'books': proj // width, 'codes': codes // (proj // width)}, w2v_cmsc_rlm.convert
 
 FOUND = {'ecg_fm': ecg_fm, 'esi': lambda weights: (coca.infer(weights), coca.convert)}

@@ -195,7 +195,7 @@ def done(file, made):
     text = file.read_bytes().decode('utf-8', 'replace') if file.is_file() else ''
     for n, line in enumerate(text.split('\n')[:-1], 1):
         try: row = json.loads(line)
-        except ValueError as err: raise ECGError(f'{file}, line {n}: not JSON: {err}; move it away') from err
+        except (ValueError, RecursionError) as err: raise ECGError(f'{file}, line {n}: not JSON: {err}; move it away') from err
         was = row.get('made') if isinstance(row, dict) else row
         want(was == made, f'{file}, line {n}: made by {was!r}, now it is {made!r}; give another out=, or move it away')
         out.append(row)

@@ -124,9 +124,10 @@ def pca(x, k=2):
     return u[:, :k]*s[:k], s[:k]**2/max((s**2).sum(), 1e-300)
 
 def flat(x, how='pca', seed=0, neighbours=15):
-    "x (N,D) -> (N,2) and what the axes are. ECGError: no such method, UMAP is not installed, fewer than 3 rows."
+    "x (N,D) -> (N,2) and what the axes are. ECGError: no such method, UMAP is not installed, fewer than 3 rows (UMAP: 4)."
     want(how in MAPS, f"how={how!r}; {did_you_mean(how, MAPS)}")
-    want(len(x) > 2, f'{len(x)} rows make no map; wanted 3 or more')
+    least = 4 if how == 'umap' else 3
+    want(len(x) >= least, f'{len(x)} rows make no map; wanted {least} or more')
     if how == 'pca':
         z, share = pca(x)
         return z, [f'component {i + 1}: {100*v:.0f} % of the variance' for i, v in enumerate(share)]
@@ -134,7 +135,7 @@ def flat(x, how='pca', seed=0, neighbours=15):
     if how == 'umap':
         want(importlib.util.find_spec('umap'), "UMAP is not installed; type: pip install umap-learn, or use how='pca'")
         from umap import UMAP
-        z = UMAP(n_neighbors=neighbours, min_dist=.1, random_state=seed).fit_transform(x)
+        z = UMAP(n_neighbors=neighbours, min_dist=.1, random_state=seed, n_jobs=1).fit_transform(x)
     else:
         from sklearn.manifold import TSNE
         z = TSNE(perplexity=min(30, (len(x) - 1)/3), init='pca', random_state=seed).fit_transform(x)
@@ -177,7 +178,7 @@ class How:
     by_record: bool = False    # the mean of a recording's windows
     n: int = 0                 # windows at most, drawn; 0 = all
     out: str = ''              # the parquet file; '' = embed.parquet in the run's folder
-    figure: str = ''           # a PNG of the map too; '' = none
+    figure: str = ''           # a PNG, SVG or PDF of the map too; '' = none
     by: str = 'label'          # its colours: label, patient or fold
     how: str = 'pca'           # its method: pca, umap or tsne
     seed: int = 0              # of n, umap and tsne
@@ -186,6 +187,9 @@ class How:
     def __post_init__(self):
         want(self.pool in POOLS, f"pool={self.pool!r}; {did_you_mean(self.pool, POOLS)}")
         want(self.how in MAPS, f"how={self.how!r}; {did_you_mean(self.how, MAPS)}")
+        at = Path(self.figure)
+        want(not self.figure or at.suffix.lower() in ('.png', '.svg', '.pdf') and at.parent.is_dir(),
+             f'figure={self.figure}; wanted a name such as map.png, in a folder that exists')
 
 def main(args=None):
     "The command `ecgnb embed RUN_OR_CHECKPOINT layer=-1 pool=mean out=FILE.parquet`; -h lists the keys."

@@ -276,7 +276,7 @@ def draw(e, relevance, of='', how='gradients', title=None, mm_per_s=25, **paper)
         ax.add_image(image)
     for s, v in zip(fig.strips, parts): shade(v, (s.x, s.x + len(v)/e.fs*mm_per_s, s.low + .5, s.high - .5))
     low, y, right = -1. if any((p < 0).any() for p in parts) else 0., ax.get_ylim()[1] - 4.5, ax.get_xlim()[1] - MARGIN
-    words = f"{'≥ '*bool(clipped)}{most:.2g} {UNITS.get(how, 'no unit')}"
+    words = f"{'≥ '*bool(clipped)}{most:.2g} {UNITS.get(how, '(weight)')}"
     _, w = text(ax, right, y, words, 8, 60, ha='right', va='center', color=INK)
     right -= w + 2
     shade(np.linspace(low, 1, 128)*top, (right - 30, right, y - 1.5, y + 1.5))
@@ -307,6 +307,7 @@ def main(args=None):
     if line is None: return
     how, others, home, best, config = line
     store = store_of(run_for(best, config, others))
+    want(how.record, f"which recording? record=NAME, such as {store.frame['record'].tolist()[0]}")
     rows = np.flatnonzero(store.frame['record'] == how.record)
     want(len(rows), f"no record '{how.record}'; {did_you_mean(how.record, store.frame['record'].tolist())}")
     want(0 <= how.window < len(rows), f'window={how.window}; {how.record} has {len(rows)}, from 0 on')

@@ -55,7 +55,8 @@ def told_apart(views, signal=STANDARDISED, **fields):
 @recipe
 def cmsc():
     "CMSC: the two halves of a window are partners, other patients' are not."
-    return run_of(told_apart('segments'), prepare=SEGMENTS, **LIKE_ECG_FM)
+    halves = {'encoder': 'wav2vec2', 'segment': 2500}
+    return run_of(told_apart('segments', encoder=halves), prepare=SEGMENTS, **LIKE_ECG_FM)
 
 @recipe
 def simclr():
@@ -85,5 +86,5 @@ def tiny_esi():
     "ESI in miniature: a small ConvNeXt V2 at 100 Hz, MiniLM frozen, a decoder of one layer; some minutes on a CPU core."
     model = {'objective': 'coca', 'representation': {'representation': 'signal', 'scope': 'record'},
              'encoder': {'encoder': 'convnext1d', 'variant': 'atto'}, 'text': {'encoder': 'text', 'name': 'minilm'},
-             'dim': 96, 'depth': 1, 'heads': 4, 'head_dim': 24, 'queries': 8, 'context': 64}
+             'dim': 96, 'depth': 1, 'heads': 4, 'head_dim': 24, 'queries': 8, 'context': 128}
     return run_of(model, prepare=dict(fs=100.), fit=dict(steps=600, lr=1e-3, warmup=50), train=dict(batch_size=32, every=50, save=50))

@@ -172,7 +172,7 @@ def started(run):
         raise CheckpointError(f'{best}: states no input contract, so no data can be known to fit it')
     same, names = config['model'].get('objective') == run['model']['objective'], part_class(run['model']).__dataclass_fields__.keys()
     taken = lambda k, v: same and v is not None or isinstance(v, dict) and k in ('representation', 'encoder')
-    ours = {'classes', 'prior', 'thresholds'}                              # a new head's own
+    ours = {'classes', 'prior', 'most', 'thresholds'}                      # a new head's own
     theirs = {k: v for k, v in config['model'].items() if k in names - ours and taken(k, v)}
     c, plain, mine = config['contract'], Prepare(), run['prepare']
     facts = dict(leads=','.join(c['leads']), fs=c['fs'], seconds=c['length']/c['fs'])
@@ -200,7 +200,7 @@ def complete(run):
         raise PartError(f"recipe '{run.get('recipe', '')}' names no {' and no '.join(lacks)}: it takes them from a "
                         'checkpoint; say train.start=RUN')
     source, facts = from_config(run['source']), contract_of_run(run) | dict(accumulate=run['fit']['accumulate'])
-    if 'classes' in part_class(run['model']).__dataclass_fields__ and 'classes' not in run['model']:
+    if 'classes' in part_class(run['model']).__dataclass_fields__ and not {'classes', 'prior'} <= run['model'].keys():
         facts |= labels_of(source, run['train']['train'])
     run['model'] = fill_in(run['model'], facts)
     part = run['model'].get('representation')

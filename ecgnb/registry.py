@@ -31,7 +31,9 @@ def snake(name):
 def did_you_mean(seen, known):
     "The hint at the end of an error: the nearest known name, else all of them."
     near = get_close_matches(str(seen), list(known), 1)
-    return f"did you mean '{near[0]}'?" if near else f"there is {', '.join(sorted(known)) or 'none'}."
+    names = sorted(known)
+    more = f' and {len(names) - 40} more' if len(names) > 40 else ''
+    return f"did you mean '{near[0]}'?" if near else f"there is {', '.join(names[:40]) or 'none'}{more}."
 
 # %% ../nbs/0_base/registry.ipynb #9946f124
 def comments(cls):

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, precision_score, recall_score, roc_auc_score
 from torch.nn import functional as F
 
-from ecgnb.batch import sample_seeds
+from ecgnb import source
+from ecgnb.batch import collate, sample_seeds
 from ecgnb.challenge import challenge_score, label_set
 from ecgnb.classifier import judge, keep_thresholds, measured, of_recordings, probabilities, report, threshold, thresholds_of
 from ecgnb.encoders.decoder import Decoder
@@ -123,7 +124,7 @@ def test_a_part_that_was_not_recorded_has_no_say():
     torch.testing.assert_close(m(b).loss, (one + 3*rest)/4)                # each recording weighs the same
     torch.testing.assert_close(m.eval().logits(b)[0], y[0, 0])
     nothing = b | {'valid': torch.zeros_like(b['valid'])}
-    assert m.train()(nothing).loss == 0 and m.eval().predict(nothing).isfinite().all()
+    assert m.train()(nothing).loss == 0 and m.eval().logits(nothing).isfinite().all() and m.predict(nothing).isnan().all()
     m.train()(nothing).loss.backward()
     assert all(p.grad is None or (p.grad == 0).all() for p in m.parameters())
 
@@ -326,3 +327,18 @@ def test_a_run_of_the_challenges_recordings(data, stores, tmp_path, capsys):
     main([f'{tmp_path}/run', 'times=100', 'test=1-8,10'])
     said = capsys.readouterr().out
     assert 'WARNING: the model was trained on 10 of these patients' in said and 'No threshold can be chosen there for' in said
+
+
+def test_a_window_in_parts_says_the_mean_of_what_its_parts_say():
+    "Also where a weight is undone: parts of logits 4 and -4 and a share of 0.02."
+    m = Classify(Signal(length=500), Vit1d(length=250, dim=16, depth=1, heads=2), classes='A', weight='positive', prior='.02', segments=2)
+    each = torch.tensor([[[4.], [-4.]]])
+    torch.testing.assert_close(m.prob(m.put_together(each, None)), m.prob(each).mean(1))
+
+
+def test_ecgs_of_another_rate_or_order_are_refused():
+    e = source['sample'](n=1, seconds=4., fs=250.).read(0).crop(0, 2)
+    m = Classify(Signal(length=500), Vit1d(length=500, dim=16, depth=1, heads=2), classes='A').eval()
+    assert m.predict(collate([e])).shape == (1, 1)
+    with pytest.raises(ECGError, match='at 125 Hz; this model reads .* at 250 Hz: e.pick'): m.predict(collate([e.but(fs=125.)]))
+    with pytest.raises(ECGError, match='ECGs of II,I'): m.predict(collate([e.pick(['II', 'I', *e.leads[2:]])]))

@@ -111,3 +111,18 @@ def test_a_converted_ecg_fm_is_fine_tuned(pretrained, tmp_path):
     assert np.isfinite(done['best_val_loss']) and m.segments == 2
     assert torch.equal(m.encoder.stem.convs[0].weight, pretrained['feature_extractor.conv_layers.0.0.weight'])       # the stem is frozen
     assert not torch.equal(m.encoder.project.bias, pretrained['post_extract_proj.bias'])
+
+
+def test_a_prefix_is_taken_off_and_a_part_that_is_missing_is_named(pretrained, tmp_path):
+    m = command.convert('ecg_fm', fairseq(tmp_path/'a.pt', {f'ecg_encoder.{k}': v for k, v in pretrained.items()}), heads(pretrained))
+    assert m.w2v and torch.equal(m.to_context.bias, pretrained['final_proj.bias'])
+    for lost in ('project_q.bias', 'quantizer.vars'):
+        with pytest.raises(CheckpointError, match=f'{lost} of None.*not whole'):
+            command.convert('ecg_fm', fairseq(tmp_path/'b.pt', {k: v for k, v in pretrained.items() if k != lost}), heads(pretrained))
+
+
+def test_a_finetuned_ecg_fm_is_tuned_to_other_classes(finetuned, tmp_path):
+    command.main(['ecg_fm', str(fairseq(tmp_path/'w.pt', with_classes(finetuned, 17))), f'out={tmp_path}/new', heads(finetuned)])
+    run = build('ecg_fm_finetune', f'train.start={tmp_path}/new', 'source=sample', 'source.n=200', 'train.train=1-7')
+    m = run['model']
+    assert m['classes'] == 'NORM,MI,STTC,CD,HYP' and len(m['prior'].split(',')) == 5 and not m.get('most') and m['segments'] == 2

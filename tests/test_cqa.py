@@ -278,3 +278,130 @@ def test_descriptions_of_ptb_xl_agree_with_its_labels(data, base):
         if record not in at: pytest.skip(f'record {record} of PTB-XL is not here')
         text = describe(src[at[record]], base, k=1).text
         assert all(h in text for h in has), text
+
+
+# --- what a reviewer found -----------------------------------------------------------------------------------------------------
+
+def table(patients, texts=None):
+    import pandas as pd
+    n = len(patients)
+    return pd.DataFrame(dict(record=[f'r{i}' for i in range(n)], patient=pd.Series(patients, dtype=object), text=texts or [f'sinus rhythm {i}' for i in range(n)]))
+
+
+@pytest.mark.parametrize('there,asked', [('p ', 'p'), ('p', ' p '), (' p ', 'p '), (1, 1.), (1., 1), (1, '1'), (np.int64(7), np.float32(7)), ('q', np.str_('q'))])
+def test_the_own_reports_stay_out_however_the_name_is_written(there, asked):
+    n = Neighbours(table([there, 'other', there]), Words('sinus'))
+    assert [h.id for h in n.search(['sinus'], [asked], 3, least=-1)[0]] == ['r1'] == [h.id for h in n.near(['r0'])[0]]
+
+
+@pytest.mark.parametrize('nobody', [None, '', ' ', np.nan, float('nan'), 'nan', 'NaN', '<NA>', 'None'])
+def test_nobody_is_no_patient(nobody):
+    import pandas as pd
+    n = Neighbours(table(['p', 'q']), Words('sinus'))
+    for bad in (nobody, pd.NA, pd.NaT):
+        with pytest.raises(ECGError, match='whose reports to leave out'): n.search(['sinus'], [bad])
+    with pytest.raises(ECGError, match='no patient of r1'): Neighbours(table(['p', nobody]), Words('sinus'))
+
+
+def test_a_stranger_is_asked_about_only_where_that_is_said():
+    f = table(['p', 'q', 'q'], ['sinus a', 'sinus b', None])
+    with pytest.raises(ECGError, match='no patient P, Q in the table.*strangers=True'): Neighbours(f, Words('sinus')).search(['sinus']*3, ['P', 'q', 'Q'])
+    assert len(Neighbours(f, Words('sinus'), strangers=True).search(['sinus'], ['P'])[0]) == 2
+
+
+def test_windows_of_a_recording_are_one_report(cohort):
+    import pandas as pd
+    twice = pd.concat([cohort.frame, cohort.frame], ignore_index=True)
+    assert Neighbours(twice, 'tfidf').index.ids == Neighbours(cohort, 'tfidf').index.ids
+
+
+def test_lines_end_where_the_file_says(tmp_path, base, cohort):
+    said = 'before\u2028after\u0085end\x0c.'
+    (tmp_path/'k.jsonl').write_bytes(b'\xef\xbb\xbf' + json.dumps(dict(id='a', text=said), ensure_ascii=False).encode() + b'\r\n' + json.dumps(dict(id='b', text='x')).encode())
+    k = Knowledge.read(tmp_path/'k.jsonl')
+    assert k.ids == ['a', 'b'] and k['a'].text == said
+    record, patient = cohort.frame[['record', 'patient']].iloc[0]
+    (tmp_path/'d.jsonl').write_bytes(b'\xef\xbb\xbf' + json.dumps(dict(record=record, patient=patient, text=said), ensure_ascii=False).encode() + b'\n')
+    assert source['described'](ecg=cohort, file=str(tmp_path/'d.jsonl')).frame['text'].tolist() == [said]
+    Index([said, 'wide'], ['a', 'b'], 'tfidf').save(tmp_path/'i')
+    assert Index.read(tmp_path/'i').texts[0] == said
+
+
+def spoilt(folder, name):
+    "Spoil one file of a saved index."
+    about, held = folder/'index.json', folder/'vectors.npy'
+    if name in ('[1]', 'null', '{}', '['*100_000, 'x'): about.write_text(name); return 'index.json'
+    if name == 'embed': about.write_text(json.dumps(json.loads(about.read_text()) | dict(embed=5))); return 'index.json'
+    if name == 'rows': (folder/'texts.jsonl').write_text('[1]\n'); return 'texts.jsonl'
+    if name == 'deep': (folder/'texts.jsonl').write_text('['*100_000); return 'texts.jsonl'
+    if name in ('empty', 'zip'): held.write_bytes(dict(empty=b'', zip=b'PK\x03\x04').get(name)); return 'vectors.npy'
+    v = np.load(held)
+    v = dict(narrow=lambda: v[:, 1:].copy(), flat=lambda: v.ravel(), words=lambda: v.astype('U8'), whole=lambda: v.view(np.int32), fewer=lambda: v[:1].copy(), nan=lambda: v*np.float32('nan'))[name]()
+    np.save(held, v)
+    from ecgnb.retrieve import bytes_of
+    about.write_text(json.dumps(json.loads(about.read_text()) | dict(bytes=bytes_of(v))))
+    return 'vectors.npy'
+
+
+@pytest.mark.parametrize('how', ['[1]', 'null', '{}', '['*100_000, 'x', 'embed', 'rows', 'deep', 'empty', 'zip', 'narrow', 'flat', 'words', 'whole', 'fewer', 'nan'], ids=lambda h: h[:8])
+def test_a_spoilt_index_names_its_file(tmp_path, how):
+    Index(['narrow beats', 'wide beats'], ['a', 'b'], 'tfidf').save(tmp_path/'i')
+    with pytest.raises(ECGError) as err: Index.read(tmp_path/'i') if (name := spoilt(tmp_path/'i', how)) else None
+    assert str(tmp_path/'i'/name) in str(err.value)
+
+
+@pytest.mark.parametrize('line,said', [('['*100_000, 'not JSON'), ('{"id": "a", "text": "x", "title": null}', 'title is None'), ('{"id": "a", "text": "x", "title": ["t"]}', 'title is'),
+                                       ('{"id": "a", "text": "x", "source": 3}', 'source is 3'), ('{"id": "a", "text": "\\ud800"}', 'text is')])
+def test_a_line_that_is_no_passage_is_named(tmp_path, line, said):
+    (tmp_path/'k.jsonl').write_text('{"id": "z", "text": "x"}\n' + line + '\n')
+    with pytest.raises(ECGError, match=f'k.jsonl, line 2: {said}'): Knowledge.read(tmp_path/'k.jsonl')
+
+
+def test_a_folder_reads_nothing_outside(tmp_path):
+    (tmp_path/'k').mkdir(); (tmp_path/'secret.txt').write_text('Secret.'); (tmp_path/'k'/'a.txt').write_text('Mine.')
+    (tmp_path/'k'/'b.txt').symlink_to('a.txt')
+    assert [e.text for e in Knowledge.read(tmp_path/'k').entries] == ['Mine.', 'Mine.']
+    (tmp_path/'k'/'c.txt').symlink_to(tmp_path/'secret.txt')
+    with pytest.raises(ECGError, match='c.txt: a link that leads out'): Knowledge.read(tmp_path/'k')
+    (tmp_path/'link').symlink_to(tmp_path/'k'); (tmp_path/'k'/'c.txt').unlink()
+    assert len(Knowledge.read(tmp_path/'link')) == 2
+
+
+@pytest.fixture(scope='module')
+def bert(tmp_path_factory):
+    from test_coca import bert as made
+    return made(tmp_path_factory.mktemp('lm')/'bert')
+
+
+def test_half_a_character_is_refused_by_its_row(bert):
+    from ecgnb.encoders.text import Text
+    for text in (Text(bert, most=32), Text(bert, most=32, frozen=False)):
+        for ask in (text.features, text.read):
+            with pytest.raises(ECGError, match='text 1 holds half a character'): ask(['normal ECG', 'LVH \ud800'])
+        assert text.features(['\U0001f600 normal', '']).isfinite().all()
+
+
+def test_coca_does_not_train_without_a_report(bert):
+    from test_coca import batch_of, model
+    m, b = model(bert), batch_of()
+    with pytest.raises(ECGError, match='none of the 8 recordings of this batch has a report'): m.train()(b | {'text': ['', ' ']*4})
+    out = m.train()(b | {'text': ['', *b['text'][1:]]})
+    out.loss.backward()
+    assert out.loss > 0 and all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters() if p.requires_grad)
+    assert m.eval()(b | {'text': ['']*8}).loss == 0                        # validation counts nothing
+    with pytest.raises(ECGError, match='text 0 holds half'): m(b | {'text': ['\ud800', *b['text'][1:]]})
+
+
+def test_descriptions_are_short_unless_asked(tmp_path, base, cohort):
+    few = cohort.select(range(8))
+    describe_source(few, tmp_path/'d.jsonl', base, k=2)
+    rows = [json.loads(t) for t in (tmp_path/'d.jsonl').read_text().split('\n')[:-1]]
+    given = dict(ecg=few, file=str(tmp_path/'d.jsonl'), unreadable=True)
+    brief, full = (source['described'](**given, sources=s).frame['text'].tolist() for s in (False, True))
+    assert full == [r['text'] for r in rows] and brief != full
+    for r, t in zip(rows, brief):
+        assert not re.search(r'\[\d', t) and all(s[1] in t for s in r['statements']) and 'holds nothing' not in t
+        assert ('Measured: ' in t) == ('Measured: ' in r['text']) and not any(s[3][:30] in t for s in r['sources'])
+    for bad in (dict(statements=None), dict(sources=[3])):
+        (tmp_path/'e.jsonl').write_text(json.dumps(rows[0] | bad) + '\n')
+        with pytest.raises(ECGError, match='line 1: wanted record and text'): source['described'](ecg=few, file=str(tmp_path/'e.jsonl')).frame

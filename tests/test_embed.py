@@ -173,3 +173,23 @@ def test_the_evaluation_states_its_protocol(store, short):
     assert 'OTHER WINDOWS OF THE SAME RECORDING' in identify(m, short, '', windows=True, twins=1, times=100).protocol
     again = identify(m, store, '', twins=1, times=100)
     pd.testing.assert_frame_equal(r.frame, again.frame)
+
+
+def test_umap_draws_twice_the_same_and_without_a_word(store):
+    pytest.importorskip('umap')
+    import warnings
+    from ecgnb.embed import flat
+    x = np.random.default_rng(0).normal(size=(12, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        (a, axes), (b, _) = (flat(x, 'umap', seed=3) for _ in range(2))
+    assert a.shape == (12, 2) and 'distances mean little' in axes[0]
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(ECGError, match='3 rows make no map; wanted 4'): flat(x[:3], 'umap')
+
+
+@pytest.mark.parametrize('figure', ['map.txt', 'map', 'nowhere/map.png'])
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(figure):
+    from ecgnb.embed import How
+    with pytest.raises(ECGError, match='wanted a name such as map.png'): How(figure=figure)
+    assert How(figure='map.png').figure == 'map.png'

@@ -168,7 +168,7 @@ def test_drawing_says_the_unit_and_draws_what_was_recorded():
     strips = [i for i in fig.axes[0].images if i.get_gid() == 'relevance'][:-1]
     assert len(strips) == 12 and all((np.asarray(i.get_array())[0, 100:, 3] == 0).all() for i in strips)
     assert fig.png()[:4] == b'\x89PNG'
-    assert 'no unit' in ' '.join(t.get_text() for t in draw(e, torch.ones(1, 200), 'MI', 'rollout').axes[0].texts)
+    assert '(weight)' in ' '.join(t.get_text() for t in draw(e, torch.ones(1, 200), 'MI', 'rollout').axes[0].texts)
 
 
 def test_bad_input_says_what_was_wanted(capsys):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from time import perf_counter
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,6 +116,28 @@ SAID = {
     'voltages are high in chest leads suggesting lvh.': 'LVH by voltage; ?left ventricular hypertrophy',
     'trace only requested.': ''}
 
+# what a review found missing or reversed
+REVIEWED = {
+    'Atrial fibrillation was replaced by sinus rhythm': '-atrial fibrillation; sinus rhythm',
+    'Atrial flutter has been replaced by sinus rhythm': '-atrial flutter; sinus rhythm',
+    'ST-Streckensenkung in II, III, aVF': 'ST depression', 'ST-Streckenhebung': 'ST elevation',
+    'Keine ST-Streckenhebung oder Streckensenkung': '-ST elevation; -ST depression',
+    'Rechtsschenkelblock inkomplett': 'incomplete right bundle branch block', 'LBBB, incomplete': 'incomplete left bundle branch block',
+    'högersidigt skänkelblock inkomplett': 'incomplete right bundle branch block',
+    'RBBB, incomplete': 'incomplete right bundle branch block', 'RBBB, complete': 'right bundle branch block',
+    'LAFB, incomplete RBBB': 'left anterior fascicular block; incomplete right bundle branch block',
+    'Unlikely to be atrial flutter': '-atrial flutter', 'Atrial flutter is unlikely to be present': '-atrial flutter',
+    'Sinus tachycardia rather than atrial flutter': 'sinus tachycardia; -atrial flutter',
+    'Atrial flutter instead of AF or SVT': 'atrial flutter; -atrial fibrillation; -supraventricular tachycardia',
+    'Doubtful LVH': '?left ventricular hypertrophy', 'LVH doubtful': '?left ventricular hypertrophy',
+    'vänstergrenblock': 'left bundle branch block', 'högergrenblock': 'right bundle branch block',
+    'inkomplett högergrenblock': 'incomplete right bundle branch block',
+    'framväggsinfarkt': 'anterior infarction', 'T-vågsinversion': 'T-wave inversion', 'sänkt ST': 'ST depression',
+    'vänster främre fascikelblock': 'left anterior fascicular block', 'diafragmal infarkt': 'inferior infarction',
+    'Tachykardes Vorhofflimmern': 'atrial fibrillation; tachycardia', 'Bradykardes Vorhofflimmern': 'atrial fibrillation; bradycardia',
+    'kein tachykardes Vorhofflimmern': '-atrial fibrillation; -tachycardia',
+    'EKG ohne Auffälligkeiten': 'normal ECG', 'unauff EKG': 'normal ECG', 'unauff. EKG': 'normal ECG'}
+
 
 def wanted(line): return [w.strip() for w in line.split(';') if w.strip()]
 
@@ -123,9 +146,9 @@ def said(text):
     return [sign(f) + f.entity for f in label(text)]
 
 
-@pytest.mark.parametrize('text', [*MACHINE, *SAID])
+@pytest.mark.parametrize('text', [*MACHINE, *SAID, *REVIEWED])
 def test_statements(text):
-    line = wanted((MACHINE | SAID)[text])
+    line = wanted((MACHINE | SAID | REVIEWED)[text])
     assert said(text) == line
     assert said(text.upper()) == said(text.replace('-', ' ')) == line
 
@@ -136,6 +159,16 @@ def test_spans_and_fields():
     assert (text[slice(*a.span)], text[slice(*b.span)], text[slice(*c.span)]) == ('Sinus rhythm', 'infarct', 'AF')
     assert (b.location, b.severity, b.p, b.negated) == ('inferior', 'old', .5, False) and c.negated and c.p == 0
     assert '<mark' in show(text)._repr_html_() and '&lt;b&gt;' in show('<b> LVH')._repr_html_()
+
+
+@pytest.mark.parametrize('word', ['alten', 'altes', 'altem'])
+def test_old(word): assert label(f'Zeichen eines {word} Hinterwandinfarktes')[0].severity == 'old'
+
+
+def test_surrogates():
+    text = '\ud800 AF, osborn\udcff'
+    assert [f.entity for f in label(text)] == ['atrial fibrillation'] and labels([text], 'mimic17').sum() == 1
+    assert '<mark' in show(text).encode().decode() and coverage([text])[1].words[0].encode() == b'osborn'
 
 
 def on(text, set='mimic17', **how):
@@ -152,6 +185,8 @@ def test_the_reference_s_defects():
     assert on('WPW') == {'Accessory pathway conduction'}
     assert on('RBBB. Left anterior fascicular block') == {'Right bundle branch block', 'Bifascicular block'}
     assert on('Incomplete LBBB') == {'Left bundle branch block'}
+    assert on('Tachykardes Vorhofflimmern') == on('Atrial fibrillation with rapid ventricular response') == {'Atrial fibrillation', 'Tachycardia'}
+    assert on('Bradykardes Vorhofflattern') == {'Atrial flutter', 'Bradycardia'}
 
 
 def test_the_graph():
@@ -246,6 +281,19 @@ def test_ptb_xl():
     assert coverage(table['report'].fillna(''))[0] > .97
 
 
+@pytest.mark.parametrize('make', [lambda n: 'no '*n + 'AF', lambda n: 'anterior '*(n//2) + 'infarct, '*(n//4), lambda n: 'no AF, '*(n//3),
+                                  lambda n: 'possible LVH or '*(n//3), lambda n: 'inferior infarct '*(n//2), lambda n: 'AF '*n + '? '*n,
+                                  lambda n: 'no ' + 'AF, '*(n//2) + 'or AF', lambda n: 'no , '*(n//2) + 'AF', lambda n: 'st segment ' + 'leads '*n])
+def test_time_grows_with_the_length(make):
+    def took(n):
+        text, best = make(n), float('inf')
+        for _ in range(5):
+            start = perf_counter(); label(text); best = min(best, perf_counter() - start)
+        return best
+    label('x')
+    assert took(20_000) < 25*took(2000), 'ten times the words: 10 times the work wanted, 100 times is quadratic'
+
+
 def test_the_file_is_checked(tmp_path):
     rules = tomllib.loads(BUILT_IN.read_text(encoding='utf-8'))
     assert rules['format'] == 1
@@ -264,6 +312,11 @@ def test_the_file_is_checked(tmp_path):
     wrong('[cue.no]\np = "0"\nwhere = "before"\n[entity.a]', 'wanted 0')
     wrong('[set.s]\nclasses = ["A"]\nimplied = true\n[entity.a]\ns = "B"', "set.s has no 'B'")
     wrong('[group]\ngap = "(a"\n[entity.a]', 'group.gap')
+    wrong(f'[entity.a]\nen = ["{"["*5000}"]', 'own.toml: entity."a".en: .*nested over 20 deep')
+    chain = [f'[entity.e{i}]\nparents = ["e{i + 1}"]' for i in range(1500)]
+    for way in (1, -1): wrong('\n'.join([*chain, '[entity.e1500]'][::way]), r'own.toml: entity."e\d+": over 100 ancestors')
+    wrong('\n'.join(chain[:50]) + '\n[entity.e50]\nparents = ["e0"]', 'is its own ancestor')
+    wrong('x = ' + '['*5000, 'own.toml: not TOML')
     wrong('', 'entity: none')
     wrong('[entities.a]', "no such section; did you mean 'entity'")
     with pytest.raises(ECGError, match='own.toml: format'):
@@ -271,6 +324,9 @@ def test_the_file_is_checked(tmp_path):
     with pytest.raises(ECGError, match='no such file of patterns'): Labeler(tmp_path/'none.toml')
     own.write_bytes(b'\xff\xfe')
     with pytest.raises(ECGError, match='not TOML'): Labeler(own)
+    own.write_bytes(b'\xef\xbb\xbfformat = 1\n[entity.a]\nen = ["x"]')
+    assert label('x', str(own))[0].entity == 'a'
+    own = tmp_path/'mine.toml'
     own.write_text('format = 1\n[set.mine]\nclasses = ["J"]\nimplied = false\n[entity."J wave"]\nmine = "J"\nen = ["osborn wave*"]\n')
     assert labels(['Osborn waves', 'LVH'], 'mine', file=str(own)).tolist()[0] == [1]
 
@@ -291,14 +347,21 @@ def test_command(tmp_path, capsys):
     assert pd.read_csv(tmp_path/'again.csv')['LVH'][0] == 1
     def wrong(said, *args):
         with pytest.raises(ValueError, match=said): main([str(a) for a in args])
-    wrong("no column 'text'; it has id, report", tmp_path/'in.csv', 'column=text')
+    new = f'out={tmp_path}/new.csv'
+    wrong("no column 'text'; it has id, report", tmp_path/'in.csv', 'column=text', new)
     wrong('no such file', tmp_path/'none.csv')
     wrong("no key 'colum'; did you mean 'column'", tmp_path/'in.csv', 'colum=report')
-    wrong("no set 'spc'", tmp_path/'in.csv', 'set=spc')
-    wrong('is the input', tmp_path/'in.csv', f'out={tmp_path}/in.csv')
+    wrong("no set 'spc'", tmp_path/'in.csv', 'set=spc', new)
+    before = (tmp_path/'in.csv').read_bytes(), (tmp_path/'in_labels.csv').read_bytes()
+    wrong('in.csv is there already; .*out=', tmp_path/'in.csv', f'out={tmp_path}/in.csv')
+    wrong('in_labels.csv is there already; .*out=', tmp_path/'in.csv')
+    assert before == ((tmp_path/'in.csv').read_bytes(), (tmp_path/'in_labels.csv').read_bytes())
+    wrong(r'none/x\.csv: no folder .*none; ', tmp_path/'in.csv', f'out={tmp_path}/none/x.csv')
+    (tmp_path/'half.csv').write_bytes(b'report\n\xed\xa0\x80 AF\n')                       # a lone surrogate in UTF-8
+    wrong('half.csv: not a table', tmp_path/'half.csv')
     wrong('wanted a file ending in', tmp_path/'in.csv', f'out={tmp_path}/x.txt')
-    wrong('threshold=2', tmp_path/'in.csv', 'threshold=2.0')
-    wrong('absent=1; wanted 0 or nan', tmp_path/'in.csv', 'absent=1')
+    wrong('threshold=2', tmp_path/'in.csv', 'threshold=2.0', new)
+    wrong('absent=1; wanted 0 or nan', tmp_path/'in.csv', 'absent=1', new)
     (tmp_path/'bad.csv').write_bytes(b'report\n\xff\xfe\xfa\n')
     wrong('not a table', tmp_path/'bad.csv')
     (tmp_path/'void.csv').write_text('')

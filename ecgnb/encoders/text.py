@@ -7,6 +7,7 @@ __all__ = ['INSTALL', 'POOLS', 'ROOM', 'place', 'fetch', 'Text', 'split']
 
 # %% ../../nbs/3_encoders/text.ipynb #d62d003f
 import importlib.util
+import re
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -131,7 +132,7 @@ class Text(Held):
         return out
 
     def checked(self, texts):
-        "The list of texts, or the tokenizer's dict. ECGError: none, or one that is no string."
+        "The list of texts, or the tokenizer's dict. ECGError: none, or one that is no string or holds half a character."
         if isinstance(texts, dict) or hasattr(texts, 'input_ids'):
             want('input_ids' in texts,
                  f'a dict of {", ".join(texts)}; wanted input_ids and attention_mask, or a list of texts')
@@ -141,6 +142,9 @@ class Text(Held):
         want(texts, 'no text; wanted one or more')
         bad = next((i for i, t in enumerate(texts) if not isinstance(t, str)), None)
         want(bad is None, f"text {bad} is {texts[bad or 0]!r}; wanted a string: '' where there is no report")
+        half = next((i for i, t in enumerate(texts) if re.search(r'[\ud800-\udfff]', t)), None)
+        want(half is None, f'text {half} holds half a character (a surrogate), which is in no vocabulary: '
+             f"{ascii(texts[half or 0])[:60]}; write text.encode(errors='replace').decode()")
         self.load()
         return texts
 

@@ -135,7 +135,7 @@ class Classify(nn.Module):
                  f'segments={n} cuts a signal, and {name} takes {", ".join(e.takes)}; use segments=1')
             want(T % n == 0, f'segments={n} does not divide a window of {T} samples')
             want(part * n == T, f'segments={n} cuts a window of {T} samples into parts of {T // n}, {name} takes '
-                 f'length={part}; type model.encoder.length={T // n}')
+                 f'length={part}; type ' + 'model.segments=1, or '*(part == T) + f'model.encoder.length={T // n}')
         own = {k.split('.')[0] for k, _ in e.named_parameters()}
         lost = [k for k in words(self.frozen) if not any(f'{p}.'.startswith(f'{k}.') for p, _ in e.named_parameters())]
         want(not lost, f"frozen={self.frozen!r}: {type(e).__name__} has no {', '.join(lost)}; it has "
@@ -166,7 +166,7 @@ class Classify(nn.Module):
              "of yes of each class; a run counts them")
         bad = [f'{c} {q:g}' for c, q in zip(self.names, p.tolist()) if not 0 < q < 1]
         want(not bad, f"prior of {', '.join(bad)}: a class that is never or always there cannot be balanced; "
-             "leave it out of classes, or use weight='none'")
+             "use weight='none' (in a run: model.weight=none)")
         return p
 
     def train(self, mode=True):
@@ -192,8 +192,13 @@ class Classify(nn.Module):
         return self.head(F.dropout(z, self.dropout, self.training)).float(), known
 
     def logits(self, batch):
-        "A batch -> logits (B, K) float32 of the windows, `gathered` from their parts."
-        return gathered(*self.parts(batch), self.likeliest)
+        "A batch -> logits (B, K) float32 of the windows, `put_together` from their parts."
+        return self.put_together(*self.parts(batch))
+
+    def put_together(self, each, known):
+        "Logits (B, S, K) of parts -> (B, K), such that `prob` of it is `gathered` from `prob` of the parts."
+        s = self.share.logit()
+        return gathered(each + s, known, self.likeliest) - s
 
     def prob(self, logits):
         "Logits (B, K) -> probabilities (B, K) where classes are as frequent as in training: the weight is undone."
@@ -206,7 +211,7 @@ class Classify(nn.Module):
              'predict(batch) needs none')
         want(label.shape[1:] == (K,), f'label is {tuple(label.shape)}; this model has {K} classes: {self.classes}')
         each, known = self.parts(batch)
-        y, weights = gathered(each, known, self.likeliest), WEIGHTS[self.weight](self.share)
+        y, weights = self.put_together(each, known), WEIGHTS[self.weight](self.share)
         if self.training and self.segments > 1:
             loss = cross_entropy(each, label[:, None].expand_as(each), *weights, self.smoothing)
             keep = torch.ones_like(loss) if known is None else known.float()
@@ -219,8 +224,9 @@ class Classify(nn.Module):
         return Out(loss, logs, dict(logits=y.detach(), prob=prob))
 
     def predict(self, batch):
-        "A batch -> probabilities (B, K), in eval mode; it needs no label."
-        with resting(self): return self.prob(self.logits(batch))
+        "A batch -> probabilities (B, K), in eval mode, NaN where nothing was recorded; it needs no label."
+        with resting(self): p = self.prob(self.logits(batch))
+        return p if 'valid' not in batch else p.masked_fill(~batch['valid'].flatten(1).any(1, keepdim=True).to(p.device), float('nan'))
 
     def says(self, batch):
         "A batch -> (B, K) bool: classes whose probability reaches their threshold. ECGError where none were chosen."

@@ -137,6 +137,8 @@ class Coca(nn.Module):
             return ids[:, :most], there[:, :most], there[:, most:].any(1).float().mean()
         tok, begin, end = self.tokenizer()
         texts = self.text.checked(texts)
+        want(not self.training or any(t.strip() for t in texts),
+             f'none of the {len(texts)} recordings of this batch has a report; leave out those without one, or take larger batches')
         rows = [[begin, *row, end] for row in tok(texts, add_special_tokens=False, verbose=False)['input_ids']]
         n = torch.tensor([len(r) for r in rows])
         if not self.warned and n.max() > most:

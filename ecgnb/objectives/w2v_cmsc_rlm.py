@@ -209,11 +209,11 @@ def convert(weights, model=None):
     """State dict of a pretrained ECG-FM -> W2vCmscRlm(signal, wav2vec2)'s, checked on `model`; the count of steps starts
     anew. ECGError lists misfits."""
     p = about(weights)['prefix']
-    w = ready(weights, p)
+    w = ready({k.removeprefix(p): v for k, v in weights.items()})
     if 'quantizer.vars' in w and 'project_q.weight' in w:
         v = w['quantizer.vars']                                           # (1, books * codes, width of an entry)
         w['quantizer.vars'] = v.reshape(w['project_q.weight'].shape[1] // v.shape[-1], -1, v.shape[-1])
-    rules = [*wav2vec2_rules(p, 'encoder.'), (r'mask_emb', 'mask_token'), (r'quantizer\.vars', 'codebook.entries'),
+    rules = [*wav2vec2_rules('', 'encoder.'), (r'mask_emb', 'mask_token'), (r'quantizer\.vars', 'codebook.entries'),
              (r'quantizer\.weight_proj\.(weight|bias)', r'codebook.score.\1'),
              (r'project_q\.(weight|bias)', r'to_answer.\1'), (r'final_proj\.(weight|bias)', r'to_context.\1'),
              ('batches', 'batches')]

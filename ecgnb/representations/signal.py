@@ -117,6 +117,10 @@ class Signal(nn.Module):
     def forward(self, batch):
         batch = to_mv(batch)
         x, valid = batch['signal'].float(), batch.get('valid')
+        leads, fs = batch.get('form', (self.names, self.fs))
+        if list(leads) != list(self.names) or fs != self.fs:
+            raise ECGError(f'ECGs of {",".join(leads)} at {fs:g} Hz; this model reads {self.leads} at {self.fs:g} Hz: '
+                           f'e.pick({self.leads!r}).resample({self.fs:g})')
         if tuple(x.shape[1:]) != self.gives['signal']:
             raise ECGError(f'a signal of {tuple(x.shape[1:])} (leads, samples); '
                            f'this model reads {self.gives["signal"]}: '
