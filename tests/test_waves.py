@@ -113,6 +113,17 @@ def test_noise_and_nothing():
     assert (d['beats'] == 0).all() and d.drop(columns=['beats', 'quality']).isna().all().all() and beat(np.zeros((1, 2, 99)), [[]], 250) == [None]
     assert measure(np.full((1, 12, 2500), np.nan), 250, STANDARD)['beats'][0] == 0
 
+def test_the_next_p_wave_is_no_t_wave(data):
+    from ecgnb.sources.ptb_xl import PtbXl
+    src = PtbXl(root=str(data/'ptb_xl'))
+    at = src.frame['record'].tolist()
+    if not {'00300', '00026'} <= {*at}: pytest.skip('records 00300 and 00026 of PTB-XL are not here')
+    for name in ('00300', '00026'):
+        e = src[at.index(name)]
+        x = e.signal[None].astype(float)
+        k = marks(beat(x, r_peaks(x, e.fs), e.fs)[0])
+        assert np.isfinite([k.on, k.off]).all() and np.isnan([k.t, k.t_end]).all()
+
 def test_ludb(data):
     import wfdb
     r = wfdb.rdrecord(str(data/'ludb/3'))
