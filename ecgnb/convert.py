@@ -97,8 +97,8 @@ def ecg_fm(weights):
     if not about['spare']: return {**pretraining, 'w2v': 0.}, w2v_cmsc_rlm.convert                        # the encoder alone
     shape = lambda name: tuple(weights[k].shape) if (k := about['prefix'] + name) in weights else None
     if not shape('project_q.bias') or len(shape('quantizer.vars') or ()) != 3:
-        raise CheckpointError(f"quantizer.vars of {shape('quantizer.vars')}, project_q.bias of {shape('project_q.bias')}: wanted (1, codes, width) and "
-                              '(width,); this ECG-FM is not whole')
+        raise CheckpointError(f"quantizer.vars of {shape('quantizer.vars')}, project_q.bias of {shape('project_q.bias')}: wanted "
+                              '(1, codes, width) and (width,); this ECG-FM is not whole')
     (proj,), (_, codes, width) = shape('project_q.bias'), shape('quantizer.vars')
     return {**pretraining, 'proj': proj, 'books': proj // width, 'codes': codes // (proj // width)}, w2v_cmsc_rlm.convert
 

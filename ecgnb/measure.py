@@ -211,7 +211,8 @@ def statements(m, sex='', age=None):
                f'RR changes by {m.rr_jump:.0%} from beat to beat (median), > 8 %; P in {m.p_share:.0%} of beats')
     elif m.p_share >= P_LEAST and np.isfinite(m.pr):
         name, word = (('tachycardia', 'Tachycardia, origin open') if m.rate > 140 else ('STACH', 'Sinus tachycardia') if m.rate > 100 else
-                      ('bradycardia', 'Irregular bradycardia') if m.rate < 50 and m.rr_cv > .1 else ('SBRAD', 'Sinus bradycardia') if m.rate < 50 else
+                      ('bradycardia', 'Irregular bradycardia') if m.rate < 50 and m.rr_cv > .1 else
+                      ('SBRAD', 'Sinus bradycardia') if m.rate < 50 else
                       ('SARRH', 'Sinus arrhythmia') if m.rr_cv > .1 and m.odd == 0 else ('SR', 'Sinus rhythm'))
         add(name, f'{word}, {m.rate:.0f} beats a minute.',
             f'P before {m.p_share:.0%} of beats; limits 50 and 100 a minute (Kusumoto 2018), called sinus up to 140')
